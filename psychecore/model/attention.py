@@ -1,0 +1,158 @@
+"""Attention over packed segments (training, prefill) and over a key/value cache (decoding), one facade.
+
+A batch is one row of T tokens. Segment s has the contiguous queries cu_q[s]..cu_q[s+1] and the keys
+key_index[cu_k[s]..cu_k[s+1]], which point into the same T tokens; attention is causal and aligned to the bottom
+right, so the last query of a segment sees all of its keys. That is what flash-attn's varlen function computes;
+the torch path calls F.scaled_dot_product_attention segment by segment, which holds on any device.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BackEnd = Literal["flash", "torch"]
+_forced: BackEnd | None = None
+
+
+class Attention(Protocol):
+    """What a decoder layer calls with its queries, keys and values; packed and cached attention both are one."""
+
+    def __call__(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+        """Attention output [T, N, H] of one layer."""
+
+
+def set_backend(backend: BackEnd | None) -> None:
+    """Force a back end for the whole process (tests, comparisons); None lets the resolver choose again."""
+    global _forced
+    if backend not in ("flash", "torch", None):
+        raise ValueError(f"attention back end is {backend!r}, but must be 'flash', 'torch' or None")
+    _forced = backend
+
+
+def resolve_backend(device: torch.device, dtype: torch.dtype) -> BackEnd:
+    """flash-attn where it is installed and can run (CUDA, 16-bit), else torch's SDPA."""
+    if _forced is not None:
+        return _forced
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and flash_attn() is not None:
+        return "flash"
+    return "torch"
+
+
+@functools.cache
+def flash_attn() -> Any:
+    """The flash_attn module, or None where it is not installed. Imported on first use, never at start-up."""
+    try:
+        return importlib.import_module("flash_attn")
+    except ImportError:
+        return None
+
+
+class PackedAttention:
+    """Attention over the segments of one packed batch; the same object serves every layer.
+
+    cu_q, cu_k: cumulative numbers of queries and keys, [segments + 1] each. key_index_I: for each key of each
+    segment its place among the T tokens, or None where every segment's keys are its own tokens.
+    """
+
+    def __init__(self, cu_q: Sequence[int], cu_k: Sequence[int], key_index_I: Tensor | None, device: torch.device):
+        if len(cu_q) != len(cu_k):
+            raise ValueError(f"{len(cu_q) - 1} query segments, but {len(cu_k) - 1} key segments")
+        self.cu_q, self.cu_k, self.key_index_I = list(cu_q), list(cu_k), key_index_I
+        self.q_lengths, self.k_lengths = _differences(cu_q), _differences(cu_k)
+        self.device = device
+        self._masks: dict[tuple[int, int], Tensor] = {}
+
+    @classmethod
+    def of_lengths(cls, lengths: Sequence[int], device: torch.device) -> PackedAttention:
+        """Independent causal sequences of these lengths, laid end to end."""
+        cu = [0]
+        for length in lengths:
+            cu.append(cu[-1] + length)
+        return cls(cu, cu, None, device)
+
+    def __call__(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+        if self.key_index_I is not None:  # a differentiable gather: the gradient of a shared key is the exact sum
+            k_TKH, v_TKH = k_TKH[self.key_index_I], v_TKH[self.key_index_I]
+        if resolve_backend(q_TNH.device, q_TNH.dtype) == "flash":
+            return self._flash(q_TNH, k_TKH, v_TKH)
+        return self._torch(q_TNH, k_TKH, v_TKH)
+
+    def _flash(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+        return flash_attn().flash_attn_varlen_func(
+            q_TNH,
+            k_TKH,
+            v_TKH,
+            cu_seqlens_q=self._cu_q_tensor,
+            cu_seqlens_k=self._cu_k_tensor,
+            max_seqlen_q=max(self.q_lengths),
+            max_seqlen_k=max(self.k_lengths),
+            causal=True,
+        )
+
+    def _torch(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+        # split, not slices: the backward of a slice fills a zero tensor of full size, once per segment
+        segments = zip(
+            q_TNH.split(self.q_lengths), k_TKH.split(self.k_lengths), v_TKH.split(self.k_lengths), strict=True
+        )
+        return torch.cat([self._segment(*segment) for segment in segments])
+
+    def _segment(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor) -> Tensor:
+        queries, keys = len(q_QNH), len(k_SKH)
+        square = queries == keys  # torch's is_causal is top-left aligned, so it serves square segments only
+        out_1NQH = F.scaled_dot_product_attention(
+            q_QNH.transpose(0, 1)[None],
+            k_SKH.transpose(0, 1)[None],
+            v_SKH.transpose(0, 1)[None],
+            attn_mask=None if square or queries == 1 else self._mask(queries, keys),
+            is_causal=square and queries > 1,
+            enable_gqa=True,
+        )
+        return out_1NQH[0].transpose(0, 1)
+
+    def _mask(self, queries: int, keys: int) -> Tensor:
+        """Bottom-right causal mask [queries, keys], true where a key is seen; one per shape, shared by all layers."""
+        if (queries, keys) not in self._masks:
+            seen = torch.ones(queries, keys, dtype=torch.bool, device=self.device)
+            self._masks[queries, keys] = seen.tril(diagonal=keys - queries)
+        return self._masks[queries, keys]
+
+    @functools.cached_property
+    def _cu_q_tensor(self) -> Tensor:
+        return torch.tensor(self.cu_q, dtype=torch.int32, device=self.device)
+
+    @functools.cached_property
+    def _cu_k_tensor(self) -> Tensor:
+        return torch.tensor(self.cu_k, dtype=torch.int32, device=self.device)
+
+
+def _differences(cumulative: Sequence[int]) -> list[int]:
+    return [stop - start for start, stop in itertools.pairwise(cumulative)]
+
+
+def cached_attention(q_BNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, lengths_B: Tensor, mask_BS: Tensor) -> Tensor:
+    """One query per sequence against its cached keys (the query's own key is already stored).
+
+    k_BSKH, v_BSKH: the caches' first S positions; lengths_B: int32 valid positions per sequence; mask_BS: the same
+    as booleans, made once per step by the caller. Returns [B, N, H].
+    """
+    if resolve_backend(q_BNH.device, q_BNH.dtype) == "flash":
+        out_B1NH = flash_attn().flash_attn_with_kvcache(
+            q_BNH[:, None], k_BSKH, v_BSKH, cache_seqlens=lengths_B, causal=True, num_splits=1
+        )  # num_splits=1: the log-probs of a sample must not depend on how the work was split
+        return out_B1NH[:, 0]
+    out_BN1H = F.scaled_dot_product_attention(
+        q_BNH[:, :, None],
+        k_BSKH.transpose(1, 2),
+        v_BSKH.transpose(1, 2),
+        attn_mask=mask_BS[:, None, None, :],
+        enable_gqa=True,
+    )
+    return out_BN1H[:, :, 0]

@@ -1,0 +1,274 @@
+"""A Hugging Face model folder in and out: hub download, sharded safetensors, tied weights, fused projections.
+
+Inside, query/key/value and gate/up are one matrix each; outside, the tensors have their Hugging Face names. Tensors
+stream one at a time from the file to their rows of the parameter, also when that is an FSDP2 shard, so the peak is
+the model plus the largest tensor. Only json and safetensors are ever read: no pickle, no remote code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import huggingface_hub
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from psychecore.model.config import ModelConfig
+from psychecore.model.decoder import Decoder
+
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
+INDEX = "model.safetensors.index.json"
+
+
+class SavesFiles(Protocol):
+    """What save_model needs of a tokenizer."""
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files into an existing folder."""
+
+
+class Place(NamedTuple):
+    """Where a Hugging Face tensor lives: rows start..stop of one of our parameters."""
+
+    parameter: str
+    start: int
+    stop: int
+
+
+def load_model(
+    source: str | os.PathLike[str],
+    dtype: torch.dtype = torch.bfloat16,
+    device: str | torch.device = "cpu",
+    shard: Callable[[Decoder], Any] | None = None,
+) -> Decoder:
+    """Load a decoder from a local folder or a hub id, in `dtype`, on `device`.
+
+    `shard` is called on the still empty model (meta device) and may turn parameters into FSDP2 shards; each rank then
+    reads only its rows. Raises FileNotFoundError, or ValueError naming file and tensor for what is missing,
+    unexpected, misshapen, truncated, or outside the folder.
+    """
+    folder = local_folder(source)
+    config = ModelConfig.from_folder(folder)
+    places = hf_places(config)
+    with ExitStack() as stack:
+        tensors = _open_tensors(folder, stack)
+        _check_tensors(folder, config, places, tensors)
+        with torch.device("meta"):
+            model = Decoder(config).to(dtype)
+        if shard is not None:
+            shard(model)
+        model.to_empty(device=device)
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, place in places.items():
+                file = tensors[name]
+                try:
+                    copy_rows(parameters[place.parameter], place, file.get_slice(name))
+                except (SafetensorError, RuntimeError) as error:
+                    raise ValueError(f"{folder}: tensor {name!r} cannot be read: {error}") from None
+    return model
+
+
+def save_model(
+    model: Decoder,
+    tokenizer: SavesFiles | None,
+    folder: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a folder that transformers loads to equal logits; every rank must call, rank 0 writes.
+
+    Tensors are cast to `dtype` where given. The folder is written beside its place and renamed when complete, an
+    existing one is replaced only then.
+    """
+    target = Path(folder)
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    temporary = target.with_name(f".{target.name}.partial")
+    if first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    shards = _ShardWriter(temporary, max_shard_bytes)
+    parameters = dict(model.named_parameters())
+    full_name, full = "", torch.empty(0)
+    for name, place in hf_places(model.config).items():
+        if place.parameter != full_name:  # fused parameters are gathered once for all their tensors
+            full_name, full = place.parameter, gather_tensor(parameters[place.parameter])
+        if first:
+            rows = full[place.start : place.stop]
+            shards.add(name, rows.to(device="cpu", dtype=dtype or rows.dtype, copy=True).contiguous())
+    if first:
+        shards.finish()
+        raw = model.config.to_hf() | {"torch_dtype": str(dtype or model.dtype).removeprefix("torch.")}
+        (temporary / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save(temporary)
+        replace_folder(temporary, target)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def replace_folder(temporary: Path, target: Path) -> None:
+    """Put a finished folder in its place; an old one is moved aside first and removed last."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    temporary.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def gather_tensor(tensor: Tensor) -> Tensor:
+    """The whole tensor of an FSDP2 shard (a collective: every rank must call), or the tensor itself."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local_folder(source: str | os.PathLike[str]) -> Path:
+    """The local folder of a source; a hub id ("Qwen/Qwen2.5-7B-Instruct") is downloaded to the hub cache."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    name = os.fspath(source)
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise FileNotFoundError(f"model folder {name!r} does not exist (a hub id would read 'owner/name')")
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    except Exception as error:
+        raise FileNotFoundError(f"{name!r} is no local folder, and the hub did not give it: {error}") from error
+
+
+def hf_places(config: ModelConfig) -> dict[str, Place]:
+    """For every Hugging Face tensor name, the parameter and the rows that it fills."""
+    q, kv = config.query_heads * config.head_dim, config.key_value_heads * config.head_dim
+    width, ffn = config.width, config.feed_forward_width
+    places = {"model.embed_tokens.weight": Place("embed.weight", 0, config.vocab_size)}
+    for i in range(config.layers):
+        hf, own = f"model.layers.{i}.", f"layers.{i}."
+        places[hf + "input_layernorm.weight"] = Place(own + "attention_norm.weight", 0, width)
+        places[hf + "post_attention_layernorm.weight"] = Place(own + "mlp_norm.weight", 0, width)
+        if config.qk_norm:
+            places[hf + "self_attn.q_norm.weight"] = Place(own + "q_norm.weight", 0, config.head_dim)
+            places[hf + "self_attn.k_norm.weight"] = Place(own + "k_norm.weight", 0, config.head_dim)
+        for kind in ("weight", "bias"):
+            if kind == "weight" or config.qkv_bias:
+                places[hf + f"self_attn.q_proj.{kind}"] = Place(own + f"qkv.{kind}", 0, q)
+                places[hf + f"self_attn.k_proj.{kind}"] = Place(own + f"qkv.{kind}", q, q + kv)
+                places[hf + f"self_attn.v_proj.{kind}"] = Place(own + f"qkv.{kind}", q + kv, q + 2 * kv)
+            if kind == "weight" or config.out_bias:
+                places[hf + f"self_attn.o_proj.{kind}"] = Place(own + f"out.{kind}", 0, width)
+            if kind == "weight" or config.mlp_bias:
+                places[hf + f"mlp.gate_proj.{kind}"] = Place(own + f"gate_up.{kind}", 0, ffn)
+                places[hf + f"mlp.up_proj.{kind}"] = Place(own + f"gate_up.{kind}", ffn, 2 * ffn)
+                places[hf + f"mlp.down_proj.{kind}"] = Place(own + f"down.{kind}", 0, width)
+    places["model.norm.weight"] = Place("norm.weight", 0, width)
+    if not config.tied_head:
+        places["lm_head.weight"] = Place("head.weight", 0, config.vocab_size)
+    return places
+
+
+def _open_tensors(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """For each tensor name the open safetensors file that holds it."""
+    names, index = ["model.safetensors"], None
+    if (folder / INDEX).is_file():
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            names = sorted(set(index.values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / INDEX}: not a safetensors index ({error!r})") from None
+    files: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{folder / INDEX}: names the file {name!r}, but shards must lie in the folder itself")
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing")
+        try:
+            files[name] = stack.enter_context(safe_open(path, framework="pt"))
+        except SafetensorError as error:
+            raise ValueError(f"{path}: damaged or truncated safetensors file ({error})") from None
+        tensors |= dict.fromkeys(files[name].keys(), files[name])
+    for key, name in (index or {}).items():
+        if key not in files[name].keys():  # noqa: SIM118 (safe_open has no __contains__)
+            raise ValueError(f"{folder / INDEX}: places tensor {key!r} in {name}, which does not hold it")
+    return tensors
+
+
+def _check_tensors(folder: Path, config: ModelConfig, places: dict[str, Place], tensors: dict[str, Any]) -> None:
+    missing = [name for name in places if name not in tensors]
+    if missing:
+        raise ValueError(f"{folder}: tensor {missing[0]!r} is missing ({len(missing)} in all); is config.json its own?")
+    ignored = {"lm_head.weight"} if config.tied_head else set()
+    unexpected = [n for n in tensors if n not in places and n not in ignored and not n.endswith(".inv_freq")]
+    if unexpected:
+        raise ValueError(
+            f"{folder}: tensor {unexpected[0]!r} is not part of a {config.family} model as config.json "
+            f"describes it ({len(unexpected)} unexpected in all)"
+        )
+    with torch.device("meta"):
+        shapes = {name: tuple(p.shape) for name, p in Decoder(config).named_parameters()}
+    for name, place in places.items():
+        expected = (place.stop - place.start, *shapes[place.parameter][1:])
+        found = tuple(tensors[name].get_slice(name).get_shape())
+        if found != expected:
+            raise ValueError(f"{folder}: tensor {name!r} has shape {found}, but config.json asks for {expected}")
+
+
+def copy_rows(parameter: Tensor, place: Place, source: Any) -> None:
+    """Copy a file's tensor into its rows of the parameter, or into those rows that this rank's shard holds."""
+    local, first_row = parameter.data, 0
+    if isinstance(parameter, DTensor):
+        shape, offset = compute_local_shape_and_global_offset(
+            parameter.shape, parameter.device_mesh, parameter.placements
+        )
+        local, first_row = parameter.to_local(), offset[0] if shape[0] else 0
+    start, stop = max(place.start, first_row), min(place.stop, first_row + local.shape[0])
+    if start < stop:
+        rows = source[start - place.start : stop - place.start]
+        local[start - first_row : stop - first_row].copy_(rows)
+
+
+class _ShardWriter:
+    """Collects tensors and writes model-0000i.safetensors files of bounded size, with an index where there are several."""
+
+    def __init__(self, folder: Path, max_bytes: int):
+        self.folder, self.max_bytes = folder, max_bytes
+        self.pending: dict[str, Tensor] = {}
+        self.written: list[list[str]] = []
+        self.bytes = self.total = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        if self.pending and self.bytes + tensor.nbytes > self.max_bytes:
+            self._flush()
+        self.pending[name] = tensor
+        self.bytes += tensor.nbytes
+
+    def finish(self) -> None:
+        self._flush()
+        names = ["model.safetensors"]
+        if len(self.written) > 1:
+            names = [f"model-{i + 1:05}-of-{len(self.written):05}.safetensors" for i in range(len(self.written))]
+        for i, name in enumerate(names):
+            (self.folder / f"part-{i}").rename(self.folder / name)
+        if len(names) > 1:
+            weight_map = {key: names[i] for i, keys in enumerate(self.written) for key in keys}
+            index = {"metadata": {"total_size": self.total}, "weight_map": weight_map}
+            (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def _flush(self) -> None:
+        save_file(self.pending, self.folder / f"part-{len(self.written)}", metadata={"format": "pt"})
+        self.written.append(list(self.pending))
+        self.total += self.bytes
+        self.pending, self.bytes = {}, 0
+

@@ -1,0 +1,181 @@
+"""Which option letters an answer names: what stands after `</think>`, in Chinese and English phrasings.
+
+The rules, from the strongest; the first that finds anything decides:
+
+1. **A statement**: "The answer is (B).", "Answer: A, C", "I choose B", "答案：AC", "故选B", "\\boxed{B}". It takes in the
+   marked letters on the rest of its line ("Answer: A. x; C. y"). Several statements must agree, else there is no
+   answer; one statement beats all else, so "A ... no, the answer is B" is B. A negated one ("不选A") is no statement.
+2. **A verdict**: "B is correct", "A and C are the right answers", "B正确"; several add up.
+3. **Marked letters**: "B", "B. Term", "(B)", "A, C", "A. x; C. y", at the start of a clause, the first one at the start
+   of a line; several add up, so who lists all options has chosen them all.
+
+Only capitals are read. The article in "A person who ...", the pronoun in "I think", initials ("B. F. Skinner"), types
+("A型", "B-cell") and words ("CBT", "ABA") are no letters. A letter that the question does not have makes the answer
+unparsable. Only letters count: where letter and option text contradict each other ("B. <the text of C>"), the answer
+is the letter. Text without think tags is all answer, so that a model which never learnt the format can be measured;
+thinking that is not closed, or several think tags, give none.
+
+The cost is linear in the text: a search for the tags, then regular expressions on an answer of bounded length.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import NamedTuple
+
+OPEN, CLOSE = "<think>", "</think>"
+MAX_ANSWER = 16_000  # characters; a longer answer is none, which bounds the time that hostile text can take
+
+
+class Parsed(NamedTuple):
+    """`letters`: the options named, sorted, each once ("AC"), or None; then `reason` says why."""
+
+    letters: str | None
+    reason: str = ""
+
+
+def parse_answer(text: str, letters: str) -> Parsed:
+    """The option letters that `text` answers with, out of the question's `letters` ("ABCD").
+
+    The rules are in the module's docstring. Never raises; depends on nothing but its arguments.
+
+    >>> parse_answer("<think>A is tempting.</think>The answers are B and C.", "ABCD").letters
+    'BC'
+    """
+    answer, reason = answer_part(text)
+    if not answer:
+        return Parsed(None, reason)
+    if len(answer) > MAX_ANSWER:
+        return Parsed(None, f"the answer has {len(answer):,} characters, more than {MAX_ANSWER:,}")
+    answer = _bracket_letters(_normalise(answer), letters)
+    sets = set(_statements(answer))
+    if len(sets) > 1 or "" in sets:
+        return Parsed(None, "its statements contradict each other or hedge")
+    named = sets.pop() if sets else _verdicts(answer) or _marks(answer)
+    if not named:
+        return Parsed(None, "no option letter is stated")
+    if strange := "".join(sorted(set(named) - set(letters))):
+        return Parsed(None, f"it names {strange}, but the options are {letters}")
+    return Parsed(named)
+
+
+def answer_part(text: str) -> tuple[str, str]:
+    """What stands after the thinking, stripped, and ""; or "" and the reason why nothing does."""
+    opened, closed = text.count(OPEN), text.count(CLOSE)
+    if opened > 1 or closed > 1:
+        return "", f"there are several think tags ({opened} opening, {closed} closing)"
+    if opened > closed:
+        return "", "the thinking is not closed"
+    if opened and text.find(OPEN) > text.find(CLOSE):
+        return "", "the think tags stand in the wrong order"
+    answer = text.rpartition(CLOSE)[2].strip()
+    return answer, "" if answer else "there is no answer"
+
+
+_UNSEEN = re.compile(r"[*`$#~⟦⟧\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]+")
+
+
+def _normalise(answer: str) -> str:
+    """Full-width forms to ASCII, no emphasis marks or invisible characters, single spaces, at most one blank line."""
+    plain = _UNSEEN.sub("", unicodedata.normalize("NFKC", answer))
+    plain = "\n".join(" ".join(line.split()) for line in plain.splitlines())
+    return re.sub(r"\n{2,}", "\n\n", plain).strip()
+
+
+# A letter stands alone among non-word characters; Chinese characters do not count as word characters here, since "选B"
+# has no space. What follows an article or pronoun is a noun or a verb, so these words can follow only a letter.
+_CJK = "\u3040-\u9fff"
+_WORD = rf"[^\W{_CJK}]"
+_AFTER_LETTER = (
+    "and|or|plus|because|since|as|is|are|was|were|which|that|for|due|based|given|but|not|although|while|so|in|on|by"
+)
+_ARTICLE = rf"[AI](?= [\"'“‘]?(?!(?i:{_AFTER_LETTER})\b|[A-J]\b)[A-Za-z0-9])"
+_LETTERS = (
+    rf"(?<!{_WORD})(?<![-'’&])(?!{_ARTICLE})[A-J]{{1,10}}"
+    rf"(?!{_WORD}|[\u0300-\u036f]|['’-]\w|[型类组级班某]|\. ?[A-Z]\.)"
+)
+_OPENER, _CLOSER = r"[(\[\"'“‘「【<]?", r"[)\]\"'”’」】>]?"
+_JOIN = r"(?:,? (?:and|plus) | ?(?:,|、|;|/|&|\+)(?: ?(?:和|与|以?及))? ?| ?(?:和|与|以?及|跟) ?| )(?:[Oo]ptions? |选项 ?)?"
+_LIST = re.compile(f"{_OPENER}{_LETTERS}(?:{_CLOSER}{_JOIN}{_OPENER}{_LETTERS})*")
+
+
+def _bracket_letters(answer: str, letters: str) -> str:
+    """Put each letter, or list of letters, between ⟦ and ⟧: "(A) and (C) fit" becomes "⟦AC⟧) fit"."""
+
+    def bracket(match: re.Match[str]) -> str:
+        named = re.sub("[^A-J]", "", match[0])
+        is_word = any(len(set(run)) < len(run) for run in re.findall("[A-J]+", match[0]))  # ABA, ADD, BB
+        is_pronoun = named == "I" and "I" not in letters
+        return match[0] if is_word or is_pronoun else f"⟦{_sorted(named)}⟧"
+
+    return _LIST.sub(bracket, answer)
+
+
+_LISTED = r"⟦(?P<list>[A-J]+)⟧"
+_STATEMENT = re.compile(
+    r"(?:"
+    r"(?i:\b(?:answers?|(?:correct|right|best|final|my|appropriate) (?:options?|choices?|selections?))"
+    r"(?: (?:here|(?:to|for|of|in)(?: \w{1,20}){1,4}?))?"
+    r"(?: ?[:=]| (?:is|are|was|would be|should be|must be|will be)\b))"
+    r"|(?i:\b(?:choose|chose|choosing|pick|select|go with|going with)\b)"
+    r"|答案 ?(?:应该|应当|应|就)?(?:选择|选|是|为|有|包括|:|=)"
+    r"|正确的?(?:选项|选择)? ?(?:应该|应当|应|就)?(?:是|为|有|包括|:)"
+    r"|选择?"
+    r"|\\boxed ?\{(?: ?\\text ?\{)?"
+    r")"
+    r"(?i: ?:?\s{0,2}(?:(?:clearly|definitely|therefore|thus|most|likely|probably|both|only|the|letters?|options?|"
+    rf"choices?|选项|是|为) ?){{0,3}}:?\s{{0,2}}){_LISTED}"
+    rf"(?P<hedge>{_CLOSER},? ?(?:and/)?(?:or|或者?|还是) ?(?:[Oo]ptions? |选项 ?)?⟦)?"
+)
+_NEGATED = re.compile(
+    r"(?i:\b(?:incorrect|wrong|false|worst|not|never|cannot|neither|none)|n['’]t)"
+    r"(?: (?!(?:so|but|thus|hence|therefore|because)\b)[^\s.,;!?]{1,12}){0,3} ?$"
+    r"|[不没未勿别非误][^,;:.。、!?\s]{0,2} ?$"
+)
+
+
+def _statements(answer: str) -> Iterable[str]:
+    """The letters of each statement; "" for one that hedges."""
+    found = [match for match in _STATEMENT.finditer(answer) if not _is_negated(answer, match)]
+    for match, following in pairwise([*found, None]):
+        # letters that stand below a cue such as "Answer:" go on to the blank line, all others to the end of the line
+        below = "\n" in answer[match.start() : match.start("list")]
+        end = answer.find("\n\n" if below else "\n", match.end())
+        limit = following.start() if following else len(answer)
+        more = _MARK.finditer(answer, match.end(), limit if end < 0 else min(end, limit))
+        yield "" if match["hedge"] else _sorted(match["list"], *(mark["list"] for mark in more))
+
+
+def _is_negated(answer: str, match: re.Match[str]) -> bool:
+    return _NEGATED.search(answer[max(match.start() - 40, 0) : match.start()]) is not None
+
+
+_VERDICT = re.compile(
+    rf"{_LISTED}{_CLOSER}(?: (?:is|are) (?:both |all |each )?(?:the )?(?:only |most |two |three )?"
+    r"(?:correct|right|best|accurate|appropriate|answers?)\b"
+    r"| ?(?:选项|项)? ?(?:都|均|才|就)?是?(?:正确|对的|答案))"
+)
+
+
+def _verdicts(answer: str) -> str:
+    return _sorted(*(match["list"] for match in _VERDICT.finditer(answer) if not _is_negated(answer, match)))
+
+
+_MARK = re.compile(
+    r"(?:^[-•>(]? ?(?:(?i:options?|choices?|answers?|选项|答案) ?)?|(?:[,;!?、。] ?|[.:)] |\b(?:and|or) |[和与及或] ?))"
+    rf"{_LISTED}(?= ?[.):、,;\]」】>。!—}}\"”’]| - | ?\(| ?$| (?![是不也都错和与或及为])[{_CJK}])",
+    re.MULTILINE,
+)
+
+
+def _marks(answer: str) -> str:
+    marks = list(_MARK.finditer(answer))
+    at_line_start = any(mark.start() == 0 or answer[mark.start() - 1] == "\n" for mark in marks)
+    return _sorted(*(mark["list"] for mark in marks)) if at_line_start else ""
+
+
+def _sorted(*lists: str) -> str:
+    return "".join(sorted(set("".join(lists))))

@@ -1,0 +1,260 @@
+"""A wrapper of `tokenizers`: safe encoding of untrusted text, chat rendering with loss mask, stop ids, valid ids.
+
+Special tokens ("<|im_start|>") structure a conversation, so no text of a user, a row or a model may become one.
+Rendering therefore knows which characters came from where: in every message, characters that are or could become part
+of a special token are exchanged for private-use characters, the template is rendered, the text is split at the special
+tokens that remain (only the template can have written them), and the rest is restored and encoded as plain text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from psychecore.text.chat import ChatTemplate, Message, check_messages
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+GENERATION = "generation_config.json"
+PRIVATE_BLOCKS = [*range(0xE000, 0xF800, 0x100), *range(0xF0000, 0xFFF00, 0x100), *range(0x100000, 0x10FF00, 0x100)]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A rendered conversation: ids, for each whether the loss falls on it, and the text."""
+
+    ids: list[int]
+    loss_mask: list[bool]
+    text: str
+
+
+class Tokenizer:
+    """Text to ids and back, for one model folder. See `load_tokenizer`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._tokenizer = _read_tokenizer(folder / "tokenizer.json")
+        self._tokenizer.encode_special_tokens = True  # text that looks like a special token is encoded as text
+        config = _read_json(folder / "tokenizer_config.json")
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.specials = {token.content: index for index, token in added.items() if token.special}
+        self.special_ids = frozenset(self.specials.values())
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.valid_ids = [False] * self.vocab_size
+        for index in vocabulary.values():
+            self.valid_ids[index] = True
+        variables = {key: text for key in config if (text := _token_text(config[key])) is not None}
+        self._template = _read_template(folder, config, variables)
+        self._split = re.compile("(" + "|".join(map(re.escape, sorted(self.specials, key=len, reverse=True))) + ")")
+        self._strips = {t.content: (t.lstrip, t.rstrip) for t in added.values() if t.special and (t.lstrip or t.rstrip)}
+        self.stop_ids = self._find_stop_ids(variables)
+        self.pad_id = self.specials.get(variables.get("pad_token", ""), min(self.stop_ids, default=0))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; whatever it says, none of them is a special token."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if not self.special_ids.isdisjoint(ids):  # a vocabulary that merges plain characters into a special token
+            ids = [i for char in text for i in self._tokenizer.encode(char, add_special_tokens=False).ids]
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """The text of ids."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def render_chat(
+        self, messages: list[Message], add_generation_prompt: bool = False, **variables: Any
+    ) -> Encoded:
+        """Render the model's chat template and encode it; equal to transformers for text without special tokens.
+
+        The loss mask is true on what an assistant said and on the stop token after it, nothing else. `variables` reach
+        the template (enable_thinking=False for Qwen3). Raises ValueError for messages that are none, for a folder
+        without template, or where the template refuses.
+        """
+        check_messages(messages)
+        if self._template is None:
+            raise ValueError(f"{self.folder} has no chat template (chat_template.jinja or in tokenizer_config.json)")
+        disguise = _Disguise(messages, self.specials)
+        disguised = [disguise.apply(message) for message in messages]
+        text = self._template.render(disguised, add_generation_prompt, **variables)
+        header = self._generation_header(disguised, variables)
+        ids: list[int] = []
+        mask: list[bool] = []
+        turns = [m["content"] for m in disguised if m["role"] == "assistant"]
+        for piece, trained in _spans(text, header, self._stop_pattern(), turns):
+            for part, part_trained in self._cut(piece, trained):
+                if part in self.specials:
+                    new = [self.specials[part]]
+                else:
+                    new = self.encode(disguise.restore(part))
+                ids += new
+                mask += [part_trained] * len(new)
+        return Encoded(ids, mask, disguise.restore(text))
+
+    def save(self, folder: Path) -> None:
+        """Copy the tokenizer's files, template and generation config into an existing folder."""
+        for name in (*FILES, GENERATION):
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
+
+    def _cut(self, piece: str, trained: bool) -> list[tuple[str, bool]]:
+        """Special tokens and the text between; white space that a token swallows (lstrip, rstrip) goes with it."""
+        parts = [part for part in self._split.split(piece) if part]
+        for i, part in enumerate(parts):
+            left, right = self._strips.get(part, (False, False))
+            if left and i > 0:
+                parts[i - 1] = parts[i - 1].rstrip()
+            if right and i + 1 < len(parts):
+                parts[i + 1] = parts[i + 1].lstrip()
+        return [(part, trained) for part in parts if part]
+
+    def _generation_header(self, messages: list[Any], variables: dict[str, Any]) -> str:
+        """What the template writes to open an assistant's turn."""
+        assert self._template is not None
+        asked = [{"role": "user", "content": "x"}]
+        plain = {k: v for k, v in variables.items() if k != "enable_thinking"}
+        without = self._template.render(asked, False, **plain)
+        return self._template.render(asked, True, **plain).removeprefix(without)
+
+    def _stop_pattern(self) -> re.Pattern[str]:
+        stops = [text for text, index in self.specials.items() if index in self.stop_ids]
+        return re.compile("|".join(map(re.escape, stops)) or r"(?!)")
+
+    def _find_stop_ids(self, variables: dict[str, str]) -> frozenset[int]:
+        """The ids of generation_config.json, the eos token, and what ends an assistant's turn in the template."""
+        generation = _read_json(self.folder / GENERATION, {}).get("eos_token_id")
+        stops = {generation} if isinstance(generation, int) else set(generation or [])
+        if variables.get("eos_token") in self.specials:
+            stops.add(self.specials[variables["eos_token"]])
+        if self._template is not None:
+            turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "qqq"}]
+            after = self._template.render(turns, False).rpartition("qqq")[2]
+            found = self._split.search(after)
+            if found:
+                stops.add(self.specials[found.group()])
+        return frozenset(stops)
+
+
+def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
+    """Read the tokenizer of a local model folder or a hub id.
+
+    Raises FileNotFoundError or ValueError, naming the file, for what is missing or damaged.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        name = os.fspath(source)
+        if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+            raise FileNotFoundError(f"tokenizer folder {name!r} does not exist (a hub id would read 'owner/name')")
+        import huggingface_hub
+
+        path = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*FILES, GENERATION]))
+    return Tokenizer(path)
+
+
+class _Disguise:
+    """Exchanges characters of messages that are, or at a field's edge could become, part of a special token."""
+
+    def __init__(self, messages: list[Message], specials: dict[str, int]):
+        text = "".join(str(value) for message in messages for value in message.values())
+        used = set(text)
+        chars = sorted(set("".join(specials)))
+        block = next(
+            (b for b in PRIVATE_BLOCKS if not any(chr(b + i) in used for i in range(len(chars)))), None
+        )
+        if block is None or len(chars) > 0x100:
+            raise ValueError("the messages use every private-use character, so they can't be told from the template")
+        self._to = {ord(char): chr(block + i) for i, char in enumerate(chars)}
+        self._back = {block + i: char for i, char in enumerate(chars)}
+        self._specials = specials
+        self._whole = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or r"(?!)")
+        self._longest = max(map(len, specials), default=0)
+
+    def apply(self, message: Message) -> dict[str, Any]:
+        return {key: self._field(value) if key != "role" else value for key, value in message.items()}
+
+    def restore(self, text: str) -> str:
+        return text.translate(self._back)
+
+    def _field(self, text: Any) -> Any:
+        if not isinstance(text, str):
+            return text
+        text = self._whole.sub(lambda match: match.group().translate(self._to), text)
+        core = text.strip()
+        start = text.find(core) if core else 0
+        head, tail = text[:start], text[start + len(core) :]
+        if len(core) <= self._longest and any(core in special for special in self._specials):
+            return head + core.translate(self._to) + tail
+        left = max((k for s in self._specials for k in range(1, len(s)) if core.startswith(s[-k:])), default=0)
+        right = max((k for s in self._specials for k in range(1, len(s)) if core.endswith(s[:k])), default=0)
+        middle = core[left : len(core) - right]
+        return head + core[:left].translate(self._to) + middle + core[len(core) - right :].translate(self._to) + tail
+
+
+def _spans(text: str, header: str, stop: re.Pattern[str], turns: list[str]) -> list[tuple[str, bool]]:
+    """Cut a rendered conversation into (text, trained): an assistant's words and the stop token are trained.
+
+    A turn starts behind the template's generation header and ends with the first stop token. What the template itself
+    puts before the words (an empty think block) is not trained.
+    """
+    spans: list[tuple[str, bool]] = []
+    place = 0
+    for content in turns:
+        start = text.find(header, place) if header else -1
+        if start < 0:
+            break
+        start += len(header)
+        end = stop.search(text, start)
+        close = end.end() if end else len(text)
+        body = text[start : end.start() if end else len(text)]
+        words = content.strip()
+        if "".join(body.split()) != "".join(words.split()) and words and body.rstrip().endswith(words):
+            start += len(body.rstrip()) - len(words)  # the template put something before the words
+        spans += [(text[place:start], False), (text[start:close], True)]
+        place = close
+    return [*spans, (text[place:], False)]
+
+
+def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; psychecore reads the fast tokenizer's single file")
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise ValueError(f"{path} is not a tokenizer file: {error}") from None
+
+
+def _read_template(folder: Path, config: dict[str, Any], variables: dict[str, str]) -> ChatTemplate | None:
+    path = folder / "chat_template.jinja"
+    source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
+    if isinstance(source, list):  # several by name
+        named = {item["name"]: item["template"] for item in source}
+        source = named.get("default")
+    return None if source is None else ChatTemplate(source, variables)
+
+
+def _read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    if not path.is_file():
+        if default is not None:
+            return default
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: must hold one JSON object")
+    return value
+
+
+def _token_text(value: Any) -> str | None:
+    """A special token in tokenizer_config.json, as a text or as an object with "content"."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None

@@ -1,0 +1,156 @@
+"""AdamW on fp32 masters, gradient clipping, and the learning-rate schedule.
+
+Masters are needed because bf16 has 8 bits of mantissa: at lr 1e-6 almost every update would round away. Under FSDP2
+the fp32 shards are the masters. Without it, a bf16 model gets them here: after each backward pass its gradients are
+added to the masters' in fp32 and freed, and after each step the bf16 parameters are rounded from the masters.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (arXiv 1711.05101) and its schedule. warmup_steps counts; warmup_ratio is a share of all steps."""
+
+    lr: float = 1e-6
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    warmup_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}, but must be above 0")
+        if not 0 <= self.beta1 < 1 or not 0 <= self.beta2 < 1:
+            raise ValueError(f"beta1 {self.beta1} and beta2 {self.beta2} must be in [0, 1)")
+        if not self.max_grad_norm > 0 or self.weight_decay < 0 or not self.eps > 0:
+            raise ValueError("max_grad_norm and eps must be above 0, weight_decay at least 0")
+        if self.warmup_steps < 0 or not 0 <= self.warmup_ratio <= 1:
+            raise ValueError(f"warmup_steps {self.warmup_steps} or warmup_ratio {self.warmup_ratio} is out of range")
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError("give warmup_steps or warmup_ratio, not both")
+
+
+def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """The rate of step 0, 1, ...: linear warm-up from lr / warm-up steps, then constant, or cosine down to 0.
+
+    Example: lr 1, 2 warm-up steps, 6 in all, cosine: 0.5, 1, 1, 0.85, 0.5, 0.15.
+    """
+    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * total_steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
+    progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Optimizer:
+    """Steps a model's masters; call `step` once all micro-batches of a step have gone backward."""
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig, total_steps: int):
+        self.config, self.total_steps, self.steps = config, total_steps, 0
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.masters = {name: _master(p) for name, p in self.parameters.items()}
+        decayed = [m for m in self.masters.values() if m.ndim >= 2]
+        plain = [m for m in self.masters.values() if m.ndim < 2]  # norms and biases
+        self.adamw = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": config.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,  # one pass over the state; NOTES: 4 times faster than foreach on CPU
+        )
+
+    @property
+    def lr(self) -> float:
+        """The rate that the next step will use."""
+        return learning_rate(self.config, self.steps, self.total_steps)
+
+    def step(self) -> float:
+        """Clip, update, clear the gradients; returns the global gradient norm before clipping.
+
+        Raises FloatingPointError when the norm is not finite, before anything is changed; the norm is global, so
+        every rank raises.
+        """
+        masters = list(self.masters.values())
+        norm = torch.nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        size = float(norm)
+        if not math.isfinite(size):
+            self.zero_grad()
+            raise FloatingPointError(f"the gradient norm is {size} at optimizer step {self.steps}; nothing was updated")
+        torch.nn.utils.clip_grads_with_norm_(masters, self.config.max_grad_norm, norm)
+        for group in self.adamw.param_groups:
+            group["lr"] = self.lr
+        self.adamw.step()
+        self.zero_grad()
+        self.publish()
+        self.steps += 1
+        return size
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        self.adamw.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the masters into the parameters that compute, where these are apart."""
+        for name, parameter in self.parameters.items():
+            if self.masters[name] is not parameter:
+                parameter.copy_(self.masters[name])
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Masters and moments by name ("master/...", "exp_avg/...", "exp_avg_sq/..."), as they lie on this rank."""
+        tensors: dict[str, Tensor] = {}
+        for name, master in self.masters.items():
+            tensors[f"master/{name}"] = master.detach()
+            state = self.adamw.state.get(master, {})
+            for key in ("exp_avg", "exp_avg_sq"):
+                tensors[f"{key}/{name}"] = state[key] if key in state else torch.zeros_like(master.detach())
+        return tensors
+
+    @torch.no_grad()
+    def allocate_state(self, steps: int) -> dict[str, Tensor]:
+        """Zeroed moments after `steps` steps, to be filled in place (as `state_tensors` names them) by a resume."""
+        self.steps = steps
+        for master in self.masters.values():
+            self.adamw.state[master] = {
+                "step": torch.tensor(float(steps), device=master.device),
+                "exp_avg": torch.zeros_like(master.detach()),
+                "exp_avg_sq": torch.zeros_like(master.detach()),
+            }
+        return self.state_tensors()
+
+
+def _master(parameter: nn.Parameter) -> Tensor:
+    """The parameter itself where it is fp32 or wider, else an fp32 copy that collects its gradients."""
+    if parameter.dtype in (torch.float32, torch.float64):
+        return parameter
+    master = parameter.detach().float().clone().requires_grad_()
+
+    def collect(p: Tensor) -> None:
+        assert p.grad is not None
+        if master.grad is None:
+            master.grad = p.grad.float()
+        else:
+            master.grad += p.grad
+        p.grad = None  # freed as soon as it is counted
+
+    parameter.register_post_accumulate_grad_hook(collect)
+    return master

@@ -1,0 +1,143 @@
+"""Log-probability and entropy of labels straight from hidden states, never holding [tokens, vocabulary].
+
+For a row with logits z = W h / temperature and label y:  logprob = z_y - lse(z),  entropy = lse(z) - sum_v p_v z_v.
+Both are accumulated online over vocabulary chunks in fp32 (running maximum, sum of exponentials, weighted sum), so the
+largest temporary is [row chunk, vocabulary chunk]. Backward keeps only the inputs, lse and entropy, and recomputes:
+    d logprob / d z_v = [v = y] - p_v          d entropy / d z_v = -p_v (log p_v + entropy)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from psychecore.data.packing import PackedBatch
+from psychecore.model.attention import PackedAttention
+from psychecore.model.decoder import Decoder
+
+ROWS_PER_CHUNK = 2048  # larger row chunks read the head's weight less often; NOTES: below 2k its traffic dominates
+VOCABULARY_PER_CHUNK = 16_384
+
+
+def token_logprobs(
+    hidden_TD: Tensor, head_weight_VD: Tensor, labels_T: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each label and entropy of each distribution, in nats: ([T], [T]).
+
+    hidden_TD and head_weight_VD in one floating dtype, labels_T int64 in [0, V). Results are fp32 (float64 for
+    float64 inputs) and differentiable once in hidden and weight. At temperature t the distribution is
+    softmax(logits / t). Raises ValueError for a temperature that is not above 0 or for misshapen inputs.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, but a log-probability needs one above 0")
+    if hidden_TD.ndim != 2 or head_weight_VD.ndim != 2 or hidden_TD.shape[1] != head_weight_VD.shape[1]:
+        raise ValueError(f"hidden {tuple(hidden_TD.shape)} and head {tuple(head_weight_VD.shape)} must share a width")
+    if labels_T.shape != hidden_TD.shape[:1]:
+        raise ValueError(f"{hidden_TD.shape[0]} hidden states need as many labels, not {tuple(labels_T.shape)}")
+    logprobs_T, entropy_T = _TokenLogprobs.apply(hidden_TD, head_weight_VD, labels_T, temperature)
+    return logprobs_T, entropy_T
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        lse_T, entropy_T, picked_T = (hidden_TD.new_empty(len(labels_T), dtype=_wide(hidden_TD)) for _ in range(3))
+        for rows in _chunks(len(labels_T), ROWS_PER_CHUNK):
+            lse_T[rows], entropy_T[rows], picked_T[rows] = _statistics(
+                hidden_TD[rows], head_VD, labels_T[rows], temperature
+            )
+        ctx.save_for_backward(hidden_TD, head_VD, labels_T, lse_T, entropy_T)
+        ctx.temperature = temperature
+        return picked_T - lse_T, entropy_T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logprob_T: Tensor, grad_entropy_T: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_TD, head_VD, labels_T, lse_T, entropy_T = ctx.saved_tensors
+        grad_hidden_TD = torch.zeros_like(hidden_TD, dtype=lse_T.dtype)
+        grad_head_VD = torch.empty_like(head_VD)
+        for columns in _chunks(head_VD.shape[0], VOCABULARY_PER_CHUNK):
+            chunk_VD = head_VD[columns]
+            grad_chunk_VD = torch.zeros_like(chunk_VD, dtype=lse_T.dtype)
+            for rows in _chunks(len(labels_T), ROWS_PER_CHUNK):
+                logprob_TV = _logits(hidden_TD[rows], chunk_VD, ctx.temperature).sub_(lse_T[rows, None])
+                p_TV = logprob_TV.exp()
+                # d z = -p (g_logprob + g_entropy (log p + entropy)), plus g_logprob at the label
+                slope_TV = logprob_TV.add_(entropy_T[rows, None]).mul_(grad_entropy_T[rows, None])
+                slope_TV = slope_TV.add_(grad_logprob_T[rows, None]).mul_(p_TV).neg_()
+                _add_at_labels(slope_TV, labels_T[rows], columns, grad_logprob_T[rows])
+                slope_TV = slope_TV.div_(ctx.temperature).to(hidden_TD.dtype)
+                grad_hidden_TD[rows] += slope_TV @ chunk_VD
+                grad_chunk_VD += slope_TV.T @ hidden_TD[rows]
+            grad_head_VD[columns] = grad_chunk_VD.to(head_VD.dtype)
+        return grad_hidden_TD.to(hidden_TD.dtype), grad_head_VD, None, None
+
+
+def _statistics(
+    hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log-sum-exp, entropy, logit of the label) of some rows, online over the vocabulary."""
+    shape, dtype = labels_T.shape, _wide(hidden_TD)
+    top_T = torch.full(shape, -torch.inf, dtype=dtype, device=hidden_TD.device)
+    sum_T, weighted_T, picked_T = (torch.zeros_like(top_T) for _ in range(3))
+    for columns in _chunks(head_VD.shape[0], VOCABULARY_PER_CHUNK):
+        logits_TV = _logits(hidden_TD, head_VD[columns], temperature)
+        inside_T, place_T = _inside(labels_T, columns)
+        picked_T = torch.where(inside_T, logits_TV.gather(1, place_T[:, None])[:, 0], picked_T)
+        new_top_T = torch.maximum(top_T, logits_TV.amax(1))
+        shrink_T = (top_T - new_top_T).exp()
+        logits_TV -= new_top_T[:, None]
+        exp_TV = logits_TV.exp()
+        # sums of p and of p * (z - top); shifting the top moves the second by (shift) * (first)
+        shift_T = torch.where(shrink_T > 0, top_T - new_top_T, torch.zeros_like(top_T))
+        weighted_T = (weighted_T + shift_T * sum_T) * shrink_T + (exp_TV.mul_(logits_TV)).sum(1)
+        sum_T = sum_T * shrink_T + logits_TV.exp_().sum(1)
+        top_T = new_top_T
+    log_sum_T = sum_T.log()
+    return top_T + log_sum_T, log_sum_T - weighted_T / sum_T, picked_T
+
+
+def _logits(hidden_TD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
+    logits_TV = (hidden_TD @ head_VD.T).to(_wide(hidden_TD))
+    return logits_TV.div_(temperature) if temperature != 1.0 else logits_TV
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _chunks(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def _inside(labels_T: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """Which labels fall into these columns, and where (clamped for those that do not)."""
+    place_T = labels_T - columns.start
+    width = columns.stop - columns.start
+    return (place_T >= 0) & (place_T < width), place_T.clamp(0, width - 1)
+
+
+def _add_at_labels(slope_TV: Tensor, labels_T: Tensor, columns: slice, value_T: Tensor) -> None:
+    inside_T, place_T = _inside(labels_T, columns)
+    slope_TV.scatter_add_(1, place_T[:, None], torch.where(inside_T, value_T, torch.zeros_like(value_T))[:, None])
+
+
+def batch_logprobs(model: Decoder, batch: PackedBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probability and entropy of every label of a packed batch, ([R], [R]).
+
+    A batch without labels still runs through every parameter (with gradients of zero), so that ranks without work
+    take part in FSDP2's collectives.
+    """
+    attention = PackedAttention(batch.cu_q, batch.cu_k, batch.key_index_I, batch.tokens_T.device)
+    hidden_TD = model(batch.tokens_T, batch.positions_T, attention)
+    rows = len(batch.labels_R)
+    if rows:
+        return token_logprobs(hidden_TD[batch.predict_from_R], model.head_weight, batch.labels_R, temperature)
+    logprobs_1, entropy_1 = token_logprobs(hidden_TD[:1], model.head_weight, batch.tokens_T[:1], temperature)
+    return logprobs_1[:0], entropy_1[:0]

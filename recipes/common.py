@@ -1,0 +1,180 @@
+"""What the SFT and GRPO recipes share: options, the policy on its ranks, the run folder, held-out accuracy."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from psychecore.data.prompts import question_messages
+from psychecore.data.records import Question, read_questions
+from psychecore.data.stream import share
+from psychecore.evaluate.choice import ChoiceReport, score_choice
+from psychecore.model.decoder import Decoder
+from psychecore.model.pretrained import load_model
+from psychecore.rollout.sampler import Sampler
+from psychecore.rollout.sampling import SamplingParams
+from psychecore.runtime import Runtime, fast_dtype, gather_json
+from psychecore.text.tokenizer import Tokenizer
+from psychecore.train.run_state import list_checkpoints
+from psychecore.train.sharding import ShardingConfig, gathered, make_mesh, sharder
+
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with its help text."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model trains."""
+
+    path: str = field(metadata={"help": "Hugging Face folder or hub id, such as Qwen/Qwen2.5-7B-Instruct"})
+    dtype: Literal["auto", "bfloat16", "float32"] = option(
+        "auto", "dtype of computing; auto: bfloat16 where it is fast, else float32; masters are always fp32"
+    )
+    checkpoint_activations: bool = option(False, "keep only each layer's input for backward: less memory, more compute")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How long, where to, and how often."""
+
+    folder: Path = field(metadata={"help": "run folder; a run that was interrupted continues in it"})
+    steps: int = option(0, "rollout batches (GRPO) or optimizer steps (SFT); 0 takes them from epochs")
+    epochs: float = option(2.0, "passes over the training file when steps is 0")
+    seed: int = option(42, "seeds the order of rows and all sampling")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto takes CUDA where there is one")
+    checkpoint_every: int = option(50, "steps between checkpoints; one is always written at the end")
+    keep_checkpoints: int = option(2, "how many of the newest checkpoints stay, at least 2")
+    evaluate_first: bool = option(True, "measure held-out accuracy before the first step too")
+    evaluate_every: int = option(0, "steps between held-out evaluations; 0: only at the end")
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or not self.epochs > 0:
+            raise ValueError(f"steps {self.steps} must be at least 0 and epochs {self.epochs} above 0")
+        if self.checkpoint_every < 1 or self.keep_checkpoints < 2 or self.evaluate_every < 0:
+            raise ValueError("checkpoint_every must be at least 1, keep_checkpoints at least 2, evaluate_every at least 0")
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Held-out questions, answered greedily."""
+
+    files: tuple[str, ...] = option((), "question files (JSONL), comma separated")
+    limit: int = option(0, "only the first so many questions of each file; 0: all")
+    max_new_tokens: int = option(128, "longest answer")
+
+    def read(self) -> dict[str, list[Question]]:
+        """The questions by file stem; files are checked before any model is loaded."""
+        sets = {}
+        for path in self.files:
+            rows = read_questions(path)
+            sets[Path(path).stem] = rows[: self.limit] if self.limit else rows
+        return sets
+
+
+def compute_dtype(options: ModelOptions, runtime: Runtime) -> torch.dtype:
+    """What `dtype` means on this device; every rank takes rank 0's choice."""
+    if options.dtype == "auto":
+        name = gather_json(str(fast_dtype(runtime.device)), runtime.device)[0]
+    else:
+        name = options.dtype
+    return torch.float32 if name.endswith("float32") else torch.bfloat16
+
+
+def load_policy(options: ModelOptions, sharding: ShardingConfig, runtime: Runtime) -> Decoder:
+    """The trainable model: whole at one rank, FSDP2 shards of fp32 masters above."""
+    dtype = compute_dtype(options, runtime)
+    if runtime.world_size == 1:
+        policy = load_model(options.path, dtype, runtime.device)
+    else:
+        mesh = make_mesh(sharding, runtime.world_size, runtime.device)
+        shard = sharder(mesh, dtype, cpu_offload=sharding.cpu_offload)
+        place = "cpu" if sharding.cpu_offload else runtime.device
+        policy = load_model(options.path, torch.float32, place, shard)
+    policy.checkpoint_activations = options.checkpoint_activations
+    return policy
+
+
+def load_frozen(path: str, dtype: torch.dtype, sharding: ShardingConfig, runtime: Runtime, on_cpu: bool) -> Decoder:
+    """A model that never trains, in `dtype`; sharded like the policy, kept in host memory where `on_cpu`."""
+    shard: Callable[[Decoder], None] | None = None
+    if runtime.world_size > 1:
+        shard = sharder(
+            make_mesh(sharding, runtime.world_size, runtime.device), dtype, cpu_offload=on_cpu, cast=False
+        )
+    model = load_model(path, dtype, "cpu" if on_cpu else runtime.device, shard)
+    return model.requires_grad_(False)
+
+
+def open_run_folder(folder: Path, config_text: str, runtime: Runtime) -> Path | None:
+    """Create the run folder with its resolved config; returns the newest checkpoint of an interrupted run, or None.
+
+    Raises ValueError where the folder holds a run with another config: two runs never mix.
+    """
+    path = folder / "config.toml"
+    if path.exists() and path.read_text(encoding="utf-8") != config_text:
+        raise ValueError(
+            f"{folder} holds a run with another configuration: choose another --run.folder, remove it, or give the "
+            f"configuration of {path} to continue it"
+        )
+    if runtime.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(config_text, encoding="utf-8")
+    found = list_checkpoints(folder / "checkpoints")
+    return found[-1] if found else None
+
+
+def evaluate_sets(
+    policy: Decoder,
+    tokenizer: Tokenizer,
+    sets: dict[str, list[Question]],
+    options: EvaluationOptions,
+    max_slots: int,
+    runtime: Runtime,
+) -> dict[str, ChoiceReport]:
+    """Accuracy on each held-out set, greedy; the questions are spread over the ranks."""
+    params = SamplingParams(temperature=0, max_new_tokens=options.max_new_tokens)
+    reports = {}
+    for name, questions in sets.items():
+        mine = share(questions, runtime.rank, runtime.world_size)
+        prompts = [tokenizer.render_chat(question_messages(q), add_generation_prompt=True).ids for q in mine]
+        longest = max(map(len, prompts), default=1) + options.max_new_tokens
+        sampler = Sampler(policy, tokenizer, max_slots, longest)
+        with gathered(policy):
+            bar = f"evaluate {name}" if runtime.first else None
+            groups = sampler.generate(prompts, params, progress=bar)
+        parts = gather_json([group.rollouts[0].text for group in groups], runtime.device)
+        texts = [parts[i % runtime.world_size][i // runtime.world_size] for i in range(len(questions))]
+        reports[name] = score_choice(questions, texts)
+        runtime.say(f"  {name:<18} {reports[name]}")
+    return reports
+
+
+def record_evaluation(folder: Path, label: str, step: int, reports: dict[str, ChoiceReport], runtime: Runtime) -> None:
+    """Put the reports into evaluation.json of the run folder, one entry a label ("before", "after", ...)."""
+    if runtime.first and reports:
+        path = folder / "evaluation.json"
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        rows[label] = {"step": step, "sets": {name: report.to_row() for name, report in reports.items()}}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def steps_of(run: RunOptions, rows: int, rows_per_step: int) -> int:
+    """Number of steps: as configured, or enough for the epochs."""
+    return run.steps or max(1, round(run.epochs * rows / rows_per_step))
+
+
+def quarters(values: Sequence[float]) -> tuple[float, float]:
+    """Means of the first and the last quarter, to see whether something rose."""
+    size = max(len(values) // 4, 1)
+    return sum(values[:size]) / size, sum(values[-size:]) / size

@@ -1,0 +1,297 @@
+"""GRPO (arXiv 2402.03300) on multiple-choice questions with verifiable answers.
+
+    python recipes/grpo.py --config recipes/presets/demo.toml
+    torchrun --nproc-per-node 8 recipes/grpo.py --config recipes/presets/psyche_r1_7b.toml \\
+        --model.path runs/sft/export --data.train grpo.jsonl --run.folder runs/grpo
+
+The loop below is the whole algorithm: next prompts, sample groups, score, advantages, update against the reference,
+log, checkpoint, evaluate. The run folder's export/ is a Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from cli import dump_config, load_config, main_guard
+from common import (
+    EvaluationOptions,
+    ModelOptions,
+    RunOptions,
+    evaluate_sets,
+    load_frozen,
+    load_policy,
+    open_run_folder,
+    option,
+    quarters,
+    record_evaluation,
+    steps_of,
+)
+
+from psychecore.data.prompts import question_messages
+from psychecore.data.records import Question, read_questions
+from psychecore.data.stream import Stream, share
+from psychecore.model.decoder import Decoder
+from psychecore.model.pretrained import local_folder, save_model
+from psychecore.reward.score import RewardConfig, score_group
+from psychecore.rollout.sampler import Sampler
+from psychecore.rollout.sampling import SamplingParams, stream_key
+from psychecore.rollout.trajectory import Group
+from psychecore.runtime import Runtime, gather_json, runtime
+from psychecore.text.tokenizer import Tokenizer, load_tokenizer
+from psychecore.train.advantage import group_advantages, informative_groups
+from psychecore.train.grpo import GrpoConfig, grpo_update
+from psychecore.train.metrics import RunLog, Stopwatch, matmul_peak, peak_memory_gib, step_line, training_flops
+from psychecore.train.optimizer import Optimizer, OptimizerConfig
+from psychecore.train.run_state import load_checkpoint, save_checkpoint
+from psychecore.train.sharding import ShardingConfig, gathered
+
+LINE = {
+    "reward": ".3f",
+    "reward_correct": ".2f",
+    "reward_format": ".2f",
+    "informative": ".0%",
+    "kl": ".4f",
+    "entropy": ".2f",
+    "length": ".0f",
+    "gradient_norm": ".2f",
+    "rollout_tokens_per_s": ".0f",
+    "seconds": ".0f",
+}
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What it trains on."""
+
+    train: Path = field(metadata={"help": "questions, JSONL of {id, question, options, answer, kind, ...}"})
+    max_prompt_tokens: int = option(1024, "a longer prompt is refused before training, with its id")
+
+
+@dataclass(frozen=True)
+class ReferenceOptions:
+    """What the KL term holds the policy to."""
+
+    path: str | None = option(None, "another folder or hub id; none: the policy as it starts")
+    device: Literal["same", "cpu"] = option("same", "cpu parks it in host memory outside the update")
+    refresh_every: int = option(0, "copy the policy into the reference every so many steps; 0: never")
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How rollouts are sampled."""
+
+    params: SamplingParams = field(default_factory=lambda: SamplingParams(max_new_tokens=1024))
+    max_slots: int = option(64, "sequences that run at the same time on a rank")
+
+
+@dataclass(frozen=True)
+class GrpoRecipe:
+    """Everything a GRPO run depends on."""
+
+    model: ModelOptions
+    data: DataOptions
+    run: RunOptions
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    train: GrpoConfig = field(default_factory=GrpoConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    reference: ReferenceOptions = field(default_factory=ReferenceOptions)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+
+    def __post_init__(self) -> None:
+        if self.sampling.params.temperature == 0:
+            raise ValueError("sampling.params.temperature is 0: greedy samples of a group are all the same")
+        if self.reference.refresh_every < 0:
+            raise ValueError(f"reference.refresh_every is {self.reference.refresh_every}, but must be at least 0")
+
+
+def main(config: GrpoRecipe, runtime: Runtime) -> None:
+    """Train as configured, or continue the run that the folder holds."""
+    questions = read_questions(config.data.train)
+    heldout = config.evaluation.read()
+    tokenizer = load_tokenizer(local_folder(config.model.path))
+    prompts = encode(questions, tokenizer, config.data.max_prompt_tokens)
+    folder, train = config.run.folder, config.train
+    checkpoint = open_run_folder(folder, dump_config(config), runtime)
+
+    total_steps = steps_of(config.run, len(questions), train.prompts_per_step)
+    policy = load_policy(config.model, config.sharding, runtime)
+    optimizer = Optimizer(policy, config.optimizer, total_steps * train.mini_batches)
+    stream = Stream(len(questions), config.run.seed)
+    log = RunLog(folder, runtime)
+    first_step = 0
+    if checkpoint is not None:
+        state = load_checkpoint(checkpoint, optimizer)
+        first_step, stream.position = state["step"], state["cursor"]
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            log.keep_until(name, "grpo", first_step)
+        runtime.say(f"continuing {folder} after step {first_step}")
+    reference = load_reference(config, first_step, policy.compute_dtype, runtime)
+    sampler = Sampler(policy, tokenizer, config.sampling.max_slots, max_length(config, prompts))
+    runtime.say(
+        f"GRPO: {len(questions)} questions, {total_steps} steps of {train.prompts_per_step} prompts x "
+        f"{train.samples_per_prompt} samples, {policy.config.parameters / 1e6:.0f}M parameters, "
+        f"{runtime.world_size} rank(s) on {runtime.device}"
+    )
+    peak = matmul_peak(runtime.device, policy.compute_dtype)
+    rewards_by_step: list[float] = []
+
+    def evaluate(label: str, step: int) -> None:
+        if heldout:
+            runtime.say(f"held-out accuracy {label} (step {step}):")
+            reports = evaluate_sets(policy, tokenizer, heldout, config.evaluation, config.sampling.max_slots, runtime)
+            record_evaluation(folder, label, step, reports, runtime)
+
+    if config.run.evaluate_first and first_step == 0:
+        evaluate("before", 0)
+    for step in range(first_step + 1, total_steps + 1):
+        watch, started = Stopwatch(runtime.device), time.perf_counter()
+        # next prompts: all ranks draw the same batch, each takes its share
+        picked = stream.take(train.prompts_per_step)
+        mine = share(range(train.prompts_per_step), runtime.rank, runtime.world_size)
+        # sample groups
+        with watch("rollout"), gathered(policy):
+            params = replace(config.sampling.params, seed=stream_key(config.run.seed, step, 0))
+            bar = "rollout" if runtime.first else None
+            groups = sampler.generate(
+                [prompts[picked[i]] for i in mine], params, train.samples_per_prompt, prompt_keys=mine, progress=bar
+            )
+        # score, and compare each sample with its siblings
+        with watch("reward"):
+            for i, group in zip(mine, groups, strict=True):
+                scores = score_group(group.texts, questions[picked[i]], config.reward)
+                for rollout, score in zip(group.rollouts, scores, strict=True):
+                    rollout.scores = score
+        rewards_PG = torch.tensor([[r.scores["total"] for r in g.rollouts] for g in groups])
+        rewards_PG = rewards_PG.view(len(groups), train.samples_per_prompt)
+        advantages_PG = group_advantages(rewards_PG, train.advantage)
+        # update the policy against the reference
+        lr = optimizer.lr
+        with watch("update"), on_device(reference, runtime.device):
+            metrics = grpo_update(
+                policy,
+                optimizer,
+                groups,
+                advantages_PG,
+                train,
+                runtime,
+                temperature=params.temperature,
+                reference=reference,
+                progress=runtime.first,
+            )
+        # log
+        row = {"phase": "grpo", "step": step, **summarise(groups, runtime), **metrics, "lr": lr, "epoch": stream.epoch}
+        flops = training_flops(policy.config, row["tokens"], row["new_tokens"])
+        row |= {f"{phase}_seconds": seconds for phase, seconds in watch.seconds.items()}
+        row["rollout_tokens_per_s"] = row["new_tokens"] / watch.seconds["rollout"]
+        row["update_tokens_per_s"] = row["tokens"] / watch.seconds["update"]
+        row["mfu"] = flops / watch.seconds["update"] / (peak * runtime.world_size)
+        row |= {"memory_gib": peak_memory_gib(runtime.device), "seconds": time.perf_counter() - started}
+        log.write("metrics.jsonl", row)
+        write_samples(log, step, [(questions[picked[i]].id, g) for i, g in zip(mine, groups, strict=True)], tokenizer)
+        rewards_by_step.append(row["reward"])
+        runtime.say(step_line("grpo", step, total_steps, row, LINE))
+        # checkpoint, refresh, evaluate
+        if step % config.run.checkpoint_every == 0 or step == total_steps:
+            state = {"cursor": stream.position}
+            save_checkpoint(folder / "checkpoints", step, optimizer, state, runtime, config.run.keep_checkpoints)
+        if reference is not None and config.reference.refresh_every and step % config.reference.refresh_every == 0:
+            save_model(policy, tokenizer, reference_folder(config, step), dtype=policy.compute_dtype)
+            reference = load_reference(config, step, policy.compute_dtype, runtime)
+        if config.run.evaluate_every and step % config.run.evaluate_every == 0 and step < total_steps:
+            evaluate(f"step {step}", step)
+    if rewards_by_step:
+        early, late = quarters(rewards_by_step)
+        runtime.say(f"mean reward: first quarter of the steps {early:.3f}, last quarter {late:.3f}")
+    evaluate("after", total_steps)
+    save_model(policy, tokenizer, folder / "export", dtype=torch.bfloat16)
+    runtime.say(f"exported to {folder / 'export'}")
+
+
+def encode(questions: list[Question], tokenizer: Tokenizer, max_tokens: int) -> list[list[int]]:
+    """Prompt token ids of all questions. Raises ValueError for a prompt that is too long."""
+    prompts = []
+    for question in questions:
+        ids = tokenizer.render_chat(question_messages(question), add_generation_prompt=True).ids
+        if len(ids) > max_tokens:
+            raise ValueError(
+                f"question {question.id!r} has a prompt of {len(ids)} tokens, more than data.max_prompt_tokens "
+                f"{max_tokens}: shorten it, or raise --data.max_prompt_tokens"
+            )
+        prompts.append(ids)
+    return prompts
+
+
+def max_length(config: GrpoRecipe, prompts: list[list[int]]) -> int:
+    """Longest sequence that a rollout can reach."""
+    return max(map(len, prompts)) + config.sampling.params.max_new_tokens
+
+
+def load_reference(config: GrpoRecipe, step: int, dtype: torch.dtype, runtime: Runtime) -> Decoder | None:
+    """The reference after `step` steps: its folder, or the last refresh; none where the KL term is off."""
+    if config.train.loss.kl_coefficient == 0:
+        return None
+    every = config.reference.refresh_every
+    path = config.reference.path or config.model.path
+    if every and step >= every:
+        path = str(reference_folder(config, step - step % every))
+    return load_frozen(path, dtype, config.sharding, runtime, on_cpu=config.reference.device == "cpu")
+
+
+def reference_folder(config: GrpoRecipe, step: int) -> Path:
+    """Where a refreshed reference is kept, so that a run can continue with it."""
+    return config.run.folder / "reference" / f"step_{step:06}"
+
+
+@contextmanager
+def on_device(reference: Decoder | None, device: torch.device) -> Iterator[None]:
+    """A parked reference visits the device for the update only; under FSDP2 its offload policy does the same."""
+    parked = reference is not None and reference.device != device and reference.device.type == "cpu"
+    if parked:
+        reference.to(device)
+    try:
+        yield
+    finally:
+        if parked:
+            reference.to("cpu")
+
+
+def summarise(groups: list[Group], runtime: Runtime) -> dict[str, float]:
+    """Rewards by name, informative share, lengths and truncation over the samples of all ranks."""
+    rows = [
+        [{"length": len(r.token_ids), "truncated": r.finish_reason == "length", **r.scores} for r in group.rollouts]
+        for group in groups
+    ]
+    gathered_rows = [group for part in gather_json(rows, runtime.device) for group in part]
+    samples = [sample for group in gathered_rows for sample in group]
+    totals_PG = torch.tensor([[sample["total"] for sample in group] for group in gathered_rows])
+    means = {name: sum(float(sample[name]) for sample in samples) / len(samples) for name in samples[0]}
+    summary = {"reward": means.pop("total"), "length": means.pop("length"), "truncated": means.pop("truncated")}
+    summary |= {f"reward_{name}": value for name, value in means.items()}
+    summary["informative"] = informative_groups(totals_PG).float().mean().item()
+    summary["new_tokens"] = sum(sample["length"] for sample in samples)
+    return summary
+
+
+def write_samples(log: RunLog, step: int, groups: list[tuple[str, Group]], tokenizer: Tokenizer) -> None:
+    """Every sample of the first rank with its scores, for reading and for the report."""
+    for question_id, group in groups:
+        samples = [{"text": r.text, "finish_reason": r.finish_reason, "scores": r.scores} for r in group.rollouts]
+        prompt = tokenizer.decode(group.prompt_ids, skip_special_tokens=False)
+        row = {"phase": "grpo", "step": step, "question": question_id, "prompt": prompt, "samples": samples}
+        log.write("samples.jsonl", row)
+
+
+if __name__ == "__main__":
+    with main_guard():
+        recipe = load_config(GrpoRecipe, sys.argv[1:], __doc__, table="grpo")
+        with runtime(recipe.run.device) as here:
+            main(recipe, here)

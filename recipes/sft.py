@@ -1,0 +1,152 @@
+"""Supervised fine-tuning on conversations: the loss falls on what the assistant says, and its stop token.
+
+    python recipes/sft.py --config recipes/presets/demo.toml
+    torchrun --nproc-per-node 8 recipes/sft.py --config recipes/presets/psyche_r1_7b.toml \\
+        --model.path Qwen/Qwen2.5-7B-Instruct --data.train sft.jsonl --run.folder runs/sft
+
+The loop below is the whole algorithm: next rows, forward and backward of their micro-batches, optimizer step, log,
+checkpoint, evaluate. The run folder's export/ is a Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from cli import dump_config, load_config, main_guard
+from common import (
+    EvaluationOptions,
+    ModelOptions,
+    RunOptions,
+    evaluate_sets,
+    load_policy,
+    open_run_folder,
+    option,
+    record_evaluation,
+    steps_of,
+)
+from tqdm import tqdm
+
+from psychecore.data.records import Conversation, read_conversations
+from psychecore.data.stream import Stream, share
+from psychecore.model.pretrained import local_folder, save_model
+from psychecore.runtime import Runtime, runtime
+from psychecore.text.tokenizer import Encoded, Tokenizer, load_tokenizer
+from psychecore.train.metrics import RunLog, Stopwatch, matmul_peak, peak_memory_gib, step_line, training_flops
+from psychecore.train.optimizer import Optimizer, OptimizerConfig
+from psychecore.train.run_state import load_checkpoint, save_checkpoint
+from psychecore.train.sft import SftConfig, sft_step
+from psychecore.train.sharding import ShardingConfig
+
+LINE = {"loss": ".3f", "entropy": ".2f", "gradient_norm": ".2f", "lr": ".1e", "tokens_per_s": ".0f", "mfu": ".0%"}
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What it trains on."""
+
+    train: Path = field(metadata={"help": "conversations, JSONL of {id, messages, source}"})
+    shuffle_seed: int = option(0, "added to run.seed for the order of rows")
+
+
+@dataclass(frozen=True)
+class SftRecipe:
+    """Everything an SFT run depends on."""
+
+    model: ModelOptions
+    data: DataOptions
+    run: RunOptions
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    train: SftConfig = field(default_factory=SftConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+
+
+def main(config: SftRecipe, runtime: Runtime) -> None:
+    """Train as configured, or continue the run that the folder holds."""
+    rows = read_conversations(config.data.train)
+    heldout = config.evaluation.read()
+    tokenizer = load_tokenizer(local_folder(config.model.path))
+    conversations = encode(rows, tokenizer, config.train.max_length, runtime)
+    folder = config.run.folder
+    checkpoint = open_run_folder(folder, dump_config(config), runtime)
+
+    total_steps = steps_of(config.run, len(rows), config.train.batch_size)
+    policy = load_policy(config.model, config.sharding, runtime)
+    optimizer = Optimizer(policy, config.optimizer, total_steps)
+    stream = Stream(len(rows), config.run.seed + config.data.shuffle_seed)
+    log = RunLog(folder, runtime)
+    first_step = 0
+    if checkpoint is not None:
+        state = load_checkpoint(checkpoint, optimizer)
+        first_step, stream.position = state["step"], state["cursor"]
+        log.keep_until("metrics.jsonl", "sft", first_step)
+        runtime.say(f"continuing {folder} after step {first_step}")
+    runtime.say(
+        f"SFT: {len(rows)} conversations, {total_steps} steps of {config.train.batch_size}, "
+        f"{policy.config.parameters / 1e6:.0f}M parameters, {runtime.world_size} rank(s) on {runtime.device}"
+    )
+    peak = matmul_peak(runtime.device, policy.compute_dtype)
+
+    def evaluate(label: str, step: int) -> None:
+        if heldout:
+            runtime.say(f"held-out accuracy {label} (step {step}):")
+            reports = evaluate_sets(policy, tokenizer, heldout, config.evaluation, 64, runtime)
+            record_evaluation(folder, label, step, reports, runtime)
+
+    if config.run.evaluate_first and first_step == 0:
+        evaluate("before", 0)
+    for step in range(first_step + 1, total_steps + 1):
+        watch, started = Stopwatch(runtime.device), time.perf_counter()
+        lr = optimizer.lr
+        batch = share(stream.take(config.train.batch_size), runtime.rank, runtime.world_size)
+        with watch("update"):
+            metrics = sft_step(
+                policy,
+                optimizer,
+                [conversations[i] for i in batch],
+                config.train,
+                runtime,
+                progress=runtime.first,
+            )
+        seconds = watch.seconds["update"]
+        flops = training_flops(policy.config, metrics["tokens"], metrics["labels"])
+        row = {"phase": "sft", "step": step, **metrics, "lr": lr, "epoch": stream.epoch}
+        row |= {"tokens_per_s": metrics["tokens"] / seconds, "mfu": flops / seconds / (peak * runtime.world_size)}
+        row |= {"memory_gib": peak_memory_gib(runtime.device), "seconds": time.perf_counter() - started}
+        log.write("metrics.jsonl", row)
+        runtime.say(step_line("sft", step, total_steps, row, LINE))
+        if step % config.run.checkpoint_every == 0 or step == total_steps:
+            state = {"cursor": stream.position}
+            save_checkpoint(folder / "checkpoints", step, optimizer, state, runtime, config.run.keep_checkpoints)
+        if config.run.evaluate_every and step % config.run.evaluate_every == 0 and step < total_steps:
+            evaluate(f"step {step}", step)
+    evaluate("after", total_steps)
+    save_model(policy, tokenizer, folder / "export", dtype=torch.bfloat16)
+    runtime.say(f"exported to {folder / 'export'}")
+
+
+def encode(rows: list[Conversation], tokenizer: Tokenizer, max_length: int, runtime: Runtime) -> list[Encoded]:
+    """Token ids and loss masks of all rows. Raises ValueError for a row that is too long or teaches nothing."""
+    encoded = []
+    for row in tqdm(rows, desc="tokenize", disable=not runtime.first, leave=False):
+        item = tokenizer.render_chat(row.messages)
+        if len(item.ids) > max_length:
+            raise ValueError(
+                f"conversation {row.id!r} has {len(item.ids)} tokens, more than train.max_length {max_length}: "
+                "shorten it, or raise --train.max_length"
+            )
+        if not any(item.loss_mask[1:]):
+            raise ValueError(f"conversation {row.id!r} has no token to train on under this chat template")
+        encoded.append(item)
+    return encoded
+
+
+if __name__ == "__main__":
+    with main_guard():
+        recipe = load_config(SftRecipe, sys.argv[1:], __doc__, table="sft")
+        with runtime(recipe.run.device) as here:
+            main(recipe, here)

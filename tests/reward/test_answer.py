@@ -1,0 +1,292 @@
+"""The letters that an answer names, by a table of phrasings in both languages, and what must not fool the parser."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychecore.data.prompts import answer_text
+from psychecore.data.records import Question
+from psychecore.reward.answer import MAX_ANSWER, parse_answer
+
+PHRASINGS = [
+    # bare and marked letters
+    ("B", "B"),
+    ("B.", "B"),
+    ("B. Anchoring", "B"),
+    ("B.Anchoring", "B"),
+    ("(B)", "B"),
+    ("(B) Anchoring", "B"),
+    ("B) Anchoring", "B"),
+    ("B: Anchoring", "B"),
+    ("B - Anchoring", "B"),
+    ("B (Anchoring)", "B"),
+    ("**B**", "B"),
+    ("**B. Anchoring**", "B"),
+    ("Option B", "B"),
+    ("Answer B.", "B"),
+    ("\n\n  B\n", "B"),
+    ("AC", "AC"),
+    ("CA", "AC"),
+    ("A, C", "AC"),
+    ("A,C,D", "ACD"),
+    ("A and C", "AC"),
+    ("A, C, and D", "ACD"),
+    ("A & C", "AC"),
+    ("A B D", "ABD"),
+    ("A. x; C. y", "AC"),
+    ("A. x, C. y", "AC"),
+    ("A. x and C. y", "AC"),
+    ("A. x\nC. y", "AC"),
+    ("- A. x\n- C. y", "AC"),
+    ("(A) x; (C) y", "AC"),
+    ("A. person-centred therapy", "A"),
+    ("A, because the reinforcer is taken away.", "A"),
+    ("It is the schedule that matters.\n\nC. Variable ratio", "C"),
+    # statements, English
+    ("The answer is (B).", "B"),
+    ("The answer is B", "B"),
+    ("the correct answer is: B. Anchoring", "B"),
+    ("The answer is A because it reinforces.", "A"),
+    ("So the best answer here is **B**.", "B"),
+    ("The answer to this question is B.", "B"),
+    ("The answer is clearly option B.", "B"),
+    ("Answer: A, C", "AC"),
+    ("Answer: A. x; C. y", "AC"),
+    ("Answer:\nB", "B"),
+    ("Answer:\n\nA. x\nC. y\n\nB. is too narrow.", "AC"),
+    ("ANSWER: B", "B"),
+    ("Final answer: B", "B"),
+    ("The answers are A and C.", "AC"),
+    ("The correct options are both A and C.", "AC"),
+    ("The correct answers are A, B, and D.", "ABD"),
+    ("I would choose B.", "B"),
+    ("I'd go with option B", "B"),
+    (r"The answer is $\boxed{B}$", "B"),
+    (r"\boxed{\text{AC}}", "AC"),
+    ("I am not sure, but the answer is B", "B"),
+    ("It is not C, so the answer is B", "B"),
+    # verdicts
+    ("B is correct.", "B"),
+    ("Option B is the best answer.", "B"),
+    ("A and C are the correct answers.", "AC"),
+    ("A is correct. D is correct too.", "AD"),
+    ("选项B正确", "B"),
+    ("A、C都是正确的", "AC"),
+    # statements, Chinese
+    ("答案：AC", "AC"),
+    ("答案:B", "B"),
+    ("答案是B。", "B"),
+    ("答案为 B", "B"),
+    ("答案 B", "B"),
+    ("答案应选B", "B"),
+    ("正确答案是A、C和D", "ACD"),
+    ("正确答案是：A，C", "AC"),
+    ("【答案】B", "B"),
+    ("答案：“B”", "B"),
+    ("正确选项为B", "B"),
+    ("正确的是A和C。", "AC"),
+    ("因此选B", "B"),
+    ("选B", "B"),
+    ("故选：ABD。", "ABD"),
+    ("应选择A、B", "AB"),
+    ("我选 C，因为它强调强化。", "C"),
+    ("不是C，所以答案是B", "B"),
+    ("答案：A. 强化；C. 消退", "AC"),
+    ("答案是A经典条件反射", "A"),
+    ("答案：B\n\n解析：A. 过于宽泛；C. 与题干不符。", "B"),
+    # marked letters, Chinese
+    ("B。", "B"),
+    ("B、锚定效应", "B"),
+    ("B．锚定效应", "B"),
+    ("B 锚定效应", "B"),
+    ("（B）", "B"),
+    ("A、C", "AC"),
+    ("A和C", "AC"),
+    ("A与C以及D", "ACD"),
+    ("A. 塑造；C. 消退", "AC"),
+    ("选项B", "B"),
+    # compatibility forms
+    ("Ａ", "A"),
+    ("Ａ，Ｃ", "AC"),
+    ("答案：ＡＣ", "AC"),
+    ("Ⓑ", "B"),
+    ("A\u2003C\u00a0", "AC"),
+    ("B\u200b", "B"),
+    ("\x00B\x00", "B"),
+]
+
+NO_LETTER = [
+    "",
+    "   \n",
+    "A person who fears open places",
+    "A person-centred therapist listens.",
+    "A 5-year-old child",
+    'A "flashbulb" memory',
+    "The answer is A person who listens",
+    "I think a person learns from others.",
+    "I'm sure.",
+    "I think it is anchoring.",
+    "B. F. Skinner",
+    "The answer is B. F. Skinner",
+    "B.F. Skinner described it.",
+    "B-cells are no neurons.",
+    "A型人格",
+    "答案是A型人格",
+    "Cluster B",
+    "vitaminB",
+    "CBT",
+    "ABA",
+    "The answer is CBT",
+    "BBBBBBBB",
+    "ABCDABCD",
+    "Because",
+    "b",
+    "А. x",  # Cyrillic A
+    "A\u0338. x",
+    "不选A",
+    "不应该选A",
+    "答案不是A",
+    "错误答案是A",
+    "The answer is not A",
+    "The wrong answer is A",
+    "The incorrect option is A",
+    "I don't think the answer is A",
+    "A is not correct.",
+    "A is wrong.",
+    "A不正确",
+    "B",
+][:-1]
+
+
+@pytest.mark.parametrize(("answer", "letters"), PHRASINGS)
+def test_a_phrasing_names_its_letters(answer: str, letters: str) -> None:
+    assert parse_answer(f"<think>C or D?</think>\n{answer}", "ABCD").letters == letters
+    assert parse_answer(answer, "ABCD").letters == letters
+
+
+@pytest.mark.parametrize("answer", NO_LETTER)
+def test_a_text_without_a_choice_names_none(answer: str) -> None:
+    assert parse_answer(f"<think>The answer is B.</think>{answer}", "ABCD").letters is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<think>The answer is B.</think>", "no answer"),
+        ("<think>The answer is B.</think> \n", "no answer"),
+        ("<think>The answer is B.", "not closed"),
+        ("<think>x</think>B<think>y</think>C", "several"),
+        ("<think><think>x</think>B", "several"),
+        ("<think>x</think>B</think>C", "several"),
+        ("</think>B<think>", "wrong order"),
+        ("<think>x</think>The answer is E.", "names E, but the options are ABCD"),
+        ("<think>x</think>AE", "names E"),
+        ("<think>x</think>The answer is A or B.", "hedge"),
+        ("<think>x</think>答案是A或B", "hedge"),
+        ("<think>x</think>The answer is A. Wait. The answer is B.", "contradict"),
+        ("<think>x</think>答案是A。不对，答案是B。", "contradict"),
+        ("<think>x</think>The answer is A. The answers are A and C.", "contradict"),
+        ("<think>x</think>" + "x" * MAX_ANSWER + " B", "characters"),
+    ],
+)
+def test_an_unparsable_answer_says_why(text: str, reason: str) -> None:
+    parsed = parse_answer(text, "ABCD")
+    assert parsed.letters is None
+    assert reason in parsed.reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "letters"),
+    [
+        ("A. x. No, the answer is B.", "B"),  # one statement beats marked letters
+        ("A. w\nB. x\nC. y\nD. z\nThe answer is B.", "B"),
+        ("The answer is B. The answer is B!", "B"),
+        ("I don't think the answer is A. The answer is B.", "B"),
+        ("A. x. No, B. y", "AB"),  # two bare claims are two letters: wrong in a single-choice question
+        ("The answer is A. No wait, B.", "AB"),
+        ("The answer is A. x or B. y", "AB"),
+        ("A. w\nB. x\nC. y\nD. z", "ABCD"),  # all letters listed are all letters chosen
+        ("ABCD", "ABCD"),
+        ("B. I think so", "B"),
+        ("B. A person who listens", "B"),
+    ],
+)
+def test_contradictions_follow_the_documented_rule(answer: str, letters: str) -> None:
+    assert parse_answer(f"<think>x</think>{answer}", "ABCD").letters == letters
+
+
+def test_only_the_letter_counts_where_it_contradicts_the_option_text() -> None:
+    question = Question("q", "?", {"A": "Shaping", "B": "Priming", "C": "Extinction"}, "C", "single")
+    assert parse_answer(f"<think>x</think>B. {question.options['C']}", "ABC").letters == "B"
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+@pytest.mark.parametrize("bits", range(1, 32))
+def test_our_own_answer_text_is_read_back(language: str, bits: int) -> None:
+    options = dict(zip("ABCDE", ["A person", "强化", "I. Pavlov's dogs", "Type A", "vitamin B"], strict=True))
+    answer = "".join(letter for i, letter in enumerate("ABCDE") if bits >> i & 1)
+    question = Question("q", "?", options, answer, "multiple", language=language)  # type: ignore[arg-type]
+    assert parse_answer("<think>x</think>\n" + answer_text(question), "ABCDE").letters == answer
+
+
+def test_letters_up_to_j_and_the_pronoun() -> None:
+    assert parse_answer("I", "ABCDEFGHIJ").letters == "I"
+    assert parse_answer("I. Imprinting", "ABCDEFGHIJ").letters == "I"
+    assert parse_answer("I think so", "ABCDEFGHIJ").letters is None
+    assert parse_answer("B. Priming. I, too, was unsure.", "ABCD").letters == "B"
+
+
+FRAGMENTS = ["<think>", "</think>", "answer is ", "答案是", "选", "A", "B", "C", "E", ". ", "、", "\n", "or ", "\\boxed{"]
+FRAGMENTS += ["\x00", "\ud800", "\u0301", "Ａ", "ﷺ", "⟦A⟧", "I ", "not ", "\u202e"]
+
+
+@given(st.one_of(st.text(), st.lists(st.sampled_from(FRAGMENTS)).map("".join)), st.sampled_from(["AB", "ABCD", ""]))
+def test_any_text_gives_known_letters_or_a_reason_and_always_the_same(text: str, options: str) -> None:
+    parsed = parse_answer(text, options)
+    assert parsed == parse_answer(text, options)
+    if parsed.letters is None:
+        assert parsed.reason
+    else:
+        assert parsed.letters
+        assert set(parsed.letters) <= set(options)
+        assert list(parsed.letters) == sorted(set(parsed.letters))
+
+
+@given(st.text(alphabet="ABCDE，、和.是 thinkaswer", max_size=60))
+def test_thinking_never_decides(thinking: str) -> None:
+    assert parse_answer(f"<think>{thinking}</think>B", "ABCD").letters == "B"
+
+
+UNITS = [
+    "A", "A ", "A, ", "A. ", "ABA ", "(", "a", " ", "\x00", "\n", "\nA", "answer is ", "answer to ", "the answer is A ",
+    "The answer is A. ", "选", "选A", "不", "答案", "B is correct ", "⟦", "ﷺ", "\u0301", "the ", "not ", "*", "A or ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_an_answer_at_the_bound_costs_little_more_per_character_than_a_short_one(unit: str) -> None:
+    # eight times the text may cost 8 times the time; 64 would be quadratic. 20 ms of slack swallow a busy machine.
+    long = (unit * MAX_ANSWER)[: MAX_ANSWER - 2] + "\nx"
+    assert seconds(long) < 30 * seconds(long[: len(long) // 8]) + 0.02
+
+
+@pytest.mark.parametrize("unit", [*UNITS, "<think>", "</think>", "<think", "<"])
+def test_a_megabyte_costs_no_more_than_looking_for_the_tags(unit: str) -> None:
+    megabyte = unit * (1_000_000 // len(unit))
+    assert seconds(megabyte + "B") < 0.5
+    assert seconds(f"<think>{megabyte}</think>B") < 0.5
+    assert parse_answer(f"<think>{'x' * 1_000_000}</think>B" + "\n" * 1_000_000, "ABCD").letters == "B"
+
+
+def seconds(text: str) -> float:
+    """The fastest of three, on the processor's clock, so that a neighbour's load does not count."""
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        parse_answer(text, "ABCD")
+        times.append(time.process_time() - start)
+    return min(times)
