@@ -2,18 +2,18 @@
 
 The rules, from the strongest; the first that finds anything decides:
 
-1. **A statement**: "The answer is (B).", "Answer: A, C", "I choose B", "答案：AC", "故选B", "\\boxed{B}". It takes in the
-   marked letters on the rest of its line ("Answer: A. x; C. y"). Several statements must agree, else there is no
+1. **A statement**: "The answer is (B).", "Answer: A, C", "I choose B", "答案：AC", "故选B", "\\boxed{B}". It takes in
+   the marked letters on the rest of its line ("Answer: A. x; C. y"). Several statements must agree, else there is no
    answer; one statement beats all else, so "A ... no, the answer is B" is B. A negated one ("不选A") is no statement.
 2. **A verdict**: "B is correct", "A and C are the right answers", "B正确"; several add up.
 3. **Marked letters**: "B", "B. Term", "(B)", "A, C", "A. x; C. y", at the start of a clause, the first one at the start
    of a line; several add up, so who lists all options has chosen them all.
 
-Only capitals are read. The article in "A person who ...", the pronoun in "I think", initials ("B. F. Skinner"), types
-("A型", "B-cell") and words ("CBT", "ABA") are no letters. A letter that the question does not have makes the answer
-unparsable. Only letters count: where letter and option text contradict each other ("B. <the text of C>"), the answer
-is the letter. Text without think tags is all answer, so that a model which never learnt the format can be measured;
-thinking that is not closed, or several think tags, give none.
+Only capitals are read. The article in "A person who ...", the pronoun in "I think", types ("A型", "B-cell") and words
+("CBT", "ABA") are no letters. Options can be names, so "C. B. F. Skinner" is C, and "B. F. Skinner" alone counts as B.
+A letter that the question does not have makes the answer unparsable. Only letters count: where letter and option text
+contradict each other ("B. <the text of C>"), the answer is the letter. Text without think tags is all answer, so that
+a model which never learnt the format can be measured; thinking that is not closed, or several think tags, give none.
 
 The cost is linear in the text: a search for the tags, then regular expressions on an answer of bounded length.
 """
@@ -23,7 +23,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import NamedTuple
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -95,11 +94,14 @@ _AFTER_LETTER = (
 _ARTICLE = rf"[AI](?= [\"'“‘]?(?!(?i:{_AFTER_LETTER})\b|[A-J]\b)[A-Za-z0-9])"
 _LETTERS = (
     rf"(?<!{_WORD})(?<![-'’&])(?!{_ARTICLE})[A-J]{{1,10}}"
-    rf"(?!{_WORD}|[\u0300-\u036f]|['’-]\w|[型类组级班某]|\. ?[A-Z]\.)"
+    rf"(?!{_WORD}|[\u0300-\u036f]|['’-]\w|[型类组级班某]|\.[A-Z]\.)"
 )
 _OPENER, _CLOSER = r"[(\[\"'“‘「【<]?", r"[)\]\"'”’」】>]?"
-_JOIN = r"(?:,? (?:and|plus) | ?(?:,|、|;|/|&|\+)(?: ?(?:和|与|以?及))? ?| ?(?:和|与|以?及|跟) ?| )(?:[Oo]ptions? |选项 ?)?"
-_LIST = re.compile(f"{_OPENER}{_LETTERS}(?:{_CLOSER}{_JOIN}{_OPENER}{_LETTERS})*")
+_JOIN = r"(?:,? (?:and|plus) | ?[,、/&+](?: ?(?:and |和|与|以?及))? ?| ?(?:和|与|以?及|跟) ?| )(?:[Oo]ptions? |选项 ?)?"
+_LIST = re.compile(
+    rf"(?<!{_WORD})[A-J](?:\. ?[A-J]){{1,9}}(?=\.?\s*(?:\n|$))"  # "A. B. C."; before a name these are initials
+    rf"|{_OPENER}{_LETTERS}(?:{_CLOSER}{_JOIN}{_OPENER}{_LETTERS})*"
+)
 
 
 def _bracket_letters(answer: str, letters: str) -> str:
@@ -122,6 +124,7 @@ _STATEMENT = re.compile(
     r"(?: ?[:=]| (?:is|are|was|would be|should be|must be|will be)\b))"
     r"|(?i:\b(?:choose|chose|choosing|pick|select|go with|going with)\b)"
     r"|答案 ?(?:应该|应当|应|就)?(?:选择|选|是|为|有|包括|:|=)"
+    r"|【答案】"
     r"|正确的?(?:选项|选择)? ?(?:应该|应当|应|就)?(?:是|为|有|包括|:)"
     r"|选择?"
     r"|\\boxed ?\{(?: ?\\text ?\{)?"
@@ -140,11 +143,11 @@ _NEGATED = re.compile(
 def _statements(answer: str) -> Iterable[str]:
     """The letters of each statement; "" for one that hedges."""
     found = [match for match in _STATEMENT.finditer(answer) if not _is_negated(answer, match)]
-    for match, following in pairwise([*found, None]):
+    limits = [match.start() for match in found[1:]] + [len(answer)]
+    for match, limit in zip(found, limits, strict=False):
         # letters that stand below a cue such as "Answer:" go on to the blank line, all others to the end of the line
         below = "\n" in answer[match.start() : match.start("list")]
         end = answer.find("\n\n" if below else "\n", match.end())
-        limit = following.start() if following else len(answer)
         more = _MARK.finditer(answer, match.end(), limit if end < 0 else min(end, limit))
         yield "" if match["hedge"] else _sorted(match["list"], *(mark["list"] for mark in more))
 
@@ -164,8 +167,10 @@ def _verdicts(answer: str) -> str:
     return _sorted(*(match["list"] for match in _VERDICT.finditer(answer) if not _is_negated(answer, match)))
 
 
+# A mark right behind another one is an initial: "A. B. F. Skinner" and "D. A and C" name A and D.
 _MARK = re.compile(
-    r"(?:^[-•>(]? ?(?:(?i:options?|choices?|answers?|选项|答案) ?)?|(?:[,;!?、。] ?|[.:)] |\b(?:and|or) |[和与及或] ?))"
+    r"(?:^[-•>(]? ?(?:(?i:options?|choices?|answers?|选项|答案) ?)?|"
+    r"(?:[,;!?、。] ?|(?<!⟧)[.:)] |\b(?:and|or) |[和与及或] ?))"
     rf"{_LISTED}(?= ?[.):、,;\]」】>。!—}}\"”’]| - | ?\(| ?$| (?![是不也都错和与或及为])[{_CJK}])",
     re.MULTILINE,
 )

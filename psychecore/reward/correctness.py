@@ -1,25 +1,38 @@
-"""The correctness reward: the parsed letters against the gold ones."""
+"""The correctness reward: the option letters of an answer against the question's right ones."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-Credit = Literal["strict", "elastic", "jaccard"]
+from psychecore.data.records import Question
+from psychecore.reward.answer import parse_answer
+
+MultipleCredit = Literal["strict", "elastic", "jaccard"]
 
 
-def credit(chosen: str, gold: str, multiple: Credit = "strict") -> float:
-    """Credit in [0, 1] for chosen letters against gold ones, both as strings of letters.
+def correctness_score(text: str, question: Question, multiple: MultipleCredit = "strict") -> float:
+    """Credit in [0, 1] for the answer in `text`; 0.0 where no answer can be read. Never raises on any text.
+
+    A single-choice question wants exactly its letter; `multiple` is the rule for the others, see `credit`.
+    """
+    chosen = parse_answer(text, "".join(question.options)).letters
+    return credit(chosen, question.answer, multiple if question.kind == "multiple" else "strict")
+
+
+def credit(chosen: str | None, gold: str, rule: MultipleCredit) -> float:
+    """Credit for choosing the letters `chosen` where `gold` are right; each letter stands once. None earns 0.
 
     strict: 1 if the sets are equal. elastic: |chosen| / |gold| if every chosen letter is right, 0 as soon as one is
-    wrong (PCEB's elastic accuracy). jaccard: |both| / |either|. With one gold letter and one chosen all three agree.
+    wrong (PCEB's elastic accuracy, as inferred from the published figures). jaccard: |both| / |either|.
 
-    Example: chosen "AC", gold "ACD": strict 0, elastic 2/3, jaccard 2/3; chosen "AB": 0, 0, 1/4.
+    >>> [credit(chosen, "ACD", "elastic") for chosen in ("A", "AC", "ACD", "AB", "ABCD")]
+    [0.3333333333333333, 0.6666666666666666, 1.0, 0.0, 0.0]
     """
-    a, b = set(chosen), set(gold)
-    if multiple == "strict" or not a:
-        return float(a == b)
-    if multiple == "elastic":
-        return len(a) / len(b) if a <= b else 0.0
-    if multiple == "jaccard":
-        return len(a & b) / len(a | b)
-    raise ValueError(f"credit is {multiple!r}, but must be strict, elastic or jaccard")
+    if chosen is None:
+        return 0.0
+    mine, right = set(chosen), set(gold)
+    if rule == "elastic":
+        return len(mine) / len(right) if mine <= right else 0.0
+    if rule == "jaccard":
+        return len(mine & right) / len(mine | right)
+    return float(mine == right)

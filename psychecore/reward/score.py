@@ -1,52 +1,53 @@
-"""Scores of a group of answers to one question, by name. Pure and time-bounded: the same texts give the same scores."""
+"""The reward of a group: pure scores by name, and their weighted total.
+
+The paper names the two terms, format and correctness, but not their weights nor the credit for questions with several
+right answers; the defaults are our choice. To add a reward, write a pure function of a text and a question, give it a
+weight in `RewardConfig` and a name in `score_group`: the name then appears in metrics.jsonl and samples.jsonl.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import get_args
 
 from psychecore.data.records import Question
-from psychecore.reward.answer import parse_answer
-from psychecore.reward.correctness import Credit, credit
+from psychecore.reward.correctness import MultipleCredit, correctness_score
 from psychecore.reward.format import format_score
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Weights of the two terms, and the credit for questions with several right options.
+    """Weights of the terms. With weights that add up to 1, a perfect sample has the total 1."""
 
-    The paper names the terms and publishes neither weights nor credit; these defaults are our choice. A correct answer
-    counts only if the format is kept where `require_format`.
-    """
-
-    format_weight: float = 0.2
-    correct_weight: float = 1.0
-    multiple: Credit = "strict"
-    require_format: bool = False
+    format_weight: float = field(default=0.1, metadata={"help": "weight of the format score, 0 or 1"})
+    correct_weight: float = field(default=0.9, metadata={"help": "weight of the correctness score, 0 to 1"})
+    multiple_credit: MultipleCredit = field(
+        default="elastic",
+        metadata={"help": "credit where several options are right: all or nothing, partial if none is wrong, overlap"},
+    )
 
     def __post_init__(self) -> None:
-        if self.format_weight < 0 or self.correct_weight < 0 or self.format_weight + self.correct_weight <= 0:
-            raise ValueError(
-                f"format_weight {self.format_weight} and correct_weight {self.correct_weight} must be at least 0, "
-                "and not both 0"
-            )
+        for name, weight in (("format_weight", self.format_weight), ("correct_weight", self.correct_weight)):
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name} is {weight}, but must be a finite number of at least 0")
+        if self.format_weight == self.correct_weight == 0:
+            raise ValueError("format_weight and correct_weight are both 0, so every sample would score the same")
+        if self.multiple_credit not in get_args(MultipleCredit):
+            allowed = ", ".join(get_args(MultipleCredit))
+            raise ValueError(f"multiple_credit is {self.multiple_credit!r}, but must be one of {allowed}")
 
 
 def score_group(texts: Sequence[str], question: Question, config: RewardConfig) -> list[dict[str, float]]:
-    """For each text {"format", "correct", "total"}; total is the weighted sum."""
-    return [score(text, question, config) for text in texts]
+    """Score each sample of a group: {"format": 0 or 1, "correct": 0 to 1, "total": their weighted sum}.
+
+    Pure and deterministic; a sample's scores do not depend on its siblings. Never raises on any text.
+    """
+    return [_score(text, question, config) for text in texts]
 
 
-def score(text: str, question: Question, config: RewardConfig) -> dict[str, float]:
-    """The scores of one text. Never raises, whatever the text."""
-    kept = format_score(text)
-    letters = parse_answer(text, "".join(question.options)).letters
-    kind: Credit = "strict" if question.kind == "single" else config.multiple
-    correct = credit(letters, question.answer, kind) if letters else 0.0
-    if config.require_format:
-        correct *= kept
-    return {
-        "format": kept,
-        "correct": correct,
-        "total": config.format_weight * kept + config.correct_weight * correct,
-    }
+def _score(text: str, question: Question, config: RewardConfig) -> dict[str, float]:
+    form = format_score(text)
+    correct = correctness_score(text, question, config.multiple_credit)
+    return {"format": form, "correct": correct, "total": config.format_weight * form + config.correct_weight * correct}

@@ -143,7 +143,7 @@ def accumulate_gradient(
     )
     (loss * runtime.world_size).backward()  # FSDP2 averages over ranks; the weights already count all of them
     result = {name: float(value) for name, value in sums.items()}
-    result |= {"loss": float(loss), "entropy": float(entropy_R.detach().sum())}
+    result |= {"loss": float(loss.detach()), "entropy": float(entropy_R.detach().sum())}
     return result | {"labels": len(micro.batch.labels_R), "tokens": micro.batch.tokens}
 
 

@@ -81,7 +81,7 @@ def accumulate_sft_gradient(
         logprobs_R, entropy_R = batch_logprobs(model, batch)
         loss = sft_loss(logprobs_R, weight_by_sequence[batch.sequence_R])
         (loss * runtime.world_size).backward()  # FSDP2 averages over ranks; the weights already count all of them
-        sums["loss"] += float(loss)
+        sums["loss"] += float(loss.detach())
         sums["entropy"] += float(entropy_R.detach().sum())
         sums["labels"] += len(batch.labels_R)
         sums["tokens"] += batch.tokens

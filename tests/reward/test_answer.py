@@ -41,6 +41,7 @@ PHRASINGS = [
     ("A. x, C. y", "AC"),
     ("A. x and C. y", "AC"),
     ("A. x\nC. y", "AC"),
+    ("A. B. D.", "ABD"),
     ("- A. x\n- C. y", "AC"),
     ("(A) x; (C) y", "AC"),
     ("A. person-centred therapy", "A"),
@@ -130,8 +131,6 @@ NO_LETTER = [
     "I think a person learns from others.",
     "I'm sure.",
     "I think it is anchoring.",
-    "B. F. Skinner",
-    "The answer is B. F. Skinner",
     "B.F. Skinner described it.",
     "B-cells are no neurons.",
     "A型人格",
@@ -158,8 +157,7 @@ NO_LETTER = [
     "A is not correct.",
     "A is wrong.",
     "A不正确",
-    "B",
-][:-1]
+]
 
 
 @pytest.mark.parametrize(("answer", "letters"), PHRASINGS)
@@ -212,6 +210,10 @@ def test_an_unparsable_answer_says_why(text: str, reason: str) -> None:
         ("A. w\nB. x\nC. y\nD. z", "ABCD"),  # all letters listed are all letters chosen
         ("ABCD", "ABCD"),
         ("B. I think so", "B"),
+        ("C. B. F. Skinner", "C"),  # initials of a name are no letters, but a line's first mark is one
+        ("B. F. Skinner", "B"),
+        ("D. Both A and B", "D"),
+        ("The answer is A. B. F. Skinner", "A"),
         ("B. A person who listens", "B"),
     ],
 )
@@ -227,7 +229,9 @@ def test_only_the_letter_counts_where_it_contradicts_the_option_text() -> None:
 @pytest.mark.parametrize("language", ["zh", "en"])
 @pytest.mark.parametrize("bits", range(1, 32))
 def test_our_own_answer_text_is_read_back(language: str, bits: int) -> None:
-    options = dict(zip("ABCDE", ["A person", "强化", "I. Pavlov's dogs", "Type A", "vitamin B"], strict=True))
+    options = dict(
+        zip("ABCDE", ["A. Bandura", "B. F. Skinner", "I. Pavlov's dogs", "A and B", "A person"], strict=True)
+    )
     answer = "".join(letter for i, letter in enumerate("ABCDE") if bits >> i & 1)
     question = Question("q", "?", options, answer, "multiple", language=language)  # type: ignore[arg-type]
     assert parse_answer("<think>x</think>\n" + answer_text(question), "ABCDE").letters == answer
@@ -240,8 +244,8 @@ def test_letters_up_to_j_and_the_pronoun() -> None:
     assert parse_answer("B. Priming. I, too, was unsure.", "ABCD").letters == "B"
 
 
-FRAGMENTS = ["<think>", "</think>", "answer is ", "答案是", "选", "A", "B", "C", "E", ". ", "、", "\n", "or ", "\\boxed{"]
-FRAGMENTS += ["\x00", "\ud800", "\u0301", "Ａ", "ﷺ", "⟦A⟧", "I ", "not ", "\u202e"]
+FRAGMENTS = ["<think>", "</think>", "answer is ", "答案是", "选", "A", "B", "C", "E", ". ", "、", "\n", "or "]
+FRAGMENTS += ["\\boxed{", "\x00", "\ud800", "\u0301", "Ａ", "ﷺ", "⟦A⟧", "I ", "not ", "\u202e"]
 
 
 @given(st.one_of(st.text(), st.lists(st.sampled_from(FRAGMENTS)).map("".join)), st.sampled_from(["AB", "ABCD", ""]))

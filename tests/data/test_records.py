@@ -1,0 +1,102 @@
+"""Rows on disk: what is written reads back, what is wrong is named with file and line."""
+
+import json
+
+import pytest
+
+from psychecore.data.prompts import answer_text, question_messages, worked_conversation
+from psychecore.data.records import Question, read_conversations, read_questions, write_rows
+
+ROW = {
+    "id": "q1",
+    "question": "Which term fits?",
+    "options": {"A": "shaping", "B": "priming", "C": "anchoring"},
+    "answer": "AC",
+    "kind": "multiple",
+    "context": None,
+    "rationale": "Both fit.",
+    "area": "general",
+    "language": "en",
+    "source": "test",
+}
+
+
+def write(path, *rows):
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows), encoding="utf-8")
+    return path
+
+
+def test_questions_and_conversations_read_back_equal(tmp_path):
+    question = Question.from_row(ROW)
+    write_rows(tmp_path / "q.jsonl", [question])
+    assert read_questions(tmp_path / "q.jsonl") == [question]
+    conversation = worked_conversation(question)
+    write_rows(tmp_path / "c.jsonl", [conversation])
+    assert read_conversations(tmp_path / "c.jsonl") == [conversation]
+    assert json.loads((tmp_path / "q.jsonl").read_text()) == ROW
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": "AE"}, "answer 'AE' names option E, but the question has A-C"),
+        ({"answer": "CA"}, "letters in order"),
+        ({"answer": ""}, "non-empty str"),
+        ({"kind": "single"}, "has one right letter"),
+        ({"kind": "several"}, "kind is 'several'"),
+        ({"options": {"A": "x", "C": "y"}}, "options are lettered 'AC'"),
+        ({"options": {"A": "x"}}, "options are lettered 'A'"),
+        ({"options": {"A": "x", "B": " "}}, "option B is ' '"),
+        ({"options": ["x", "y"]}, "options is"),
+        ({"language": "fr"}, "language is 'fr'"),
+        ({"context": 3}, "context is 3"),
+        ({"id": None}, "id is None"),
+    ],
+)
+def test_a_wrong_row_is_named_with_file_and_line(tmp_path, change, message):
+    path = write(tmp_path / "grpo.jsonl", ROW, ROW | {"id": "q2"} | change)
+    with pytest.raises(ValueError, match=r"grpo\.jsonl line 2: ") as error:
+        read_questions(path)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", "3", '{"id": "\xff"', "null"])
+def test_a_line_that_is_no_object_is_named(tmp_path, line):
+    with pytest.raises(ValueError, match=r"line 2: "):
+        read_questions(write(tmp_path / "x.jsonl", ROW, line))
+
+
+def test_repeated_ids_and_empty_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="line 2: id 'q1' already stands on line 1"):
+        read_questions(write(tmp_path / "x.jsonl", ROW, ROW))
+    with pytest.raises(ValueError, match="no rows"):
+        read_questions(write(tmp_path / "y.jsonl", ""))
+
+
+def test_a_conversation_without_an_assistant_is_refused(tmp_path):
+    row = {"id": "c", "messages": [{"role": "user", "content": "hi"}], "source": ""}
+    with pytest.raises(ValueError, match="line 1: messages hold no assistant turn"):
+        read_conversations(write(tmp_path / "x.jsonl", row))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.jsonl"
+    write_rows(path, [Question.from_row(ROW)])
+    before = path.read_bytes()
+
+    def broken():
+        yield Question.from_row(ROW)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_rows(path, broken())
+    assert path.read_bytes() == before
+
+
+def test_prompts_name_every_option_and_the_answer_its_letters():
+    question = Question.from_row(ROW)
+    text = question_messages(question)[1]["content"]
+    assert text.endswith("A. shaping\nB. priming\nC. anchoring")
+    assert answer_text(question) == "A. shaping; C. anchoring"
+    reply = worked_conversation(question).messages[-1]["content"]
+    assert reply == "<think>Both fit.</think>\nA. shaping; C. anchoring"
