@@ -25,7 +25,6 @@ from psychecore.train.run_state import list_checkpoints
 from psychecore.train.sharding import ShardingConfig, gathered, make_mesh, sharder
 
 
-
 def option(default: Any, text: str) -> Any:
     """A dataclass field with its help text."""
     return field(default=default, metadata={"help": text})
@@ -60,7 +59,9 @@ class RunOptions:
         if self.steps < 0 or not self.epochs > 0:
             raise ValueError(f"steps {self.steps} must be at least 0 and epochs {self.epochs} above 0")
         if self.checkpoint_every < 1 or self.keep_checkpoints < 2 or self.evaluate_every < 0:
-            raise ValueError("checkpoint_every must be at least 1, keep_checkpoints at least 2, evaluate_every at least 0")
+            raise ValueError(
+                "checkpoint_every must be at least 1, keep_checkpoints at least 2, evaluate_every at least 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,7 @@ def load_frozen(path: str, dtype: torch.dtype, sharding: ShardingConfig, runtime
     """A model that never trains, in `dtype`; sharded like the policy, kept in host memory where `on_cpu`."""
     shard: Callable[[Decoder], None] | None = None
     if runtime.world_size > 1:
-        shard = sharder(
-            make_mesh(sharding, runtime.world_size, runtime.device), dtype, cpu_offload=on_cpu, cast=False
-        )
+        shard = sharder(make_mesh(sharding, runtime.world_size, runtime.device), dtype, cpu_offload=on_cpu, cast=False)
     model = load_model(path, dtype, "cpu" if on_cpu else runtime.device, shard)
     return model.requires_grad_(False)
 

@@ -281,11 +281,15 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--language", default="en", help="en, zh, or en,zh")
     parser.add_argument("--sft-share", type=float, default=0.5, help="share of the concepts that go to sft.jsonl")
-    parser.add_argument("--concepts", type=Path, nargs="*", help="concept files instead of recipes/data/concepts_*.jsonl")
+    parser.add_argument(
+        "--concepts", type=Path, nargs="*", help="concept files instead of recipes/data/concepts_*.jsonl"
+    )
     options = parser.parse_args(argv)
     languages = options.language.split(",")
     if not set(languages) <= set(LANGUAGES) or not 0 < options.sft_share < 1:
-        raise ValueError(f"--language {options.language!r} must be of en, zh; --sft-share {options.sft_share} in (0, 1)")
+        raise ValueError(
+            f"--language {options.language!r} must be of en, zh; --sft-share {options.sft_share} in (0, 1)"
+        )
     concepts = read_concepts(options.concepts or sorted(DATA.glob("concepts_*.jsonl")))
     splits = compose([c for c in concepts if c.language in languages], options.seed)
     keys = sorted({_split_key(q) for q in splits["train"]})

@@ -23,7 +23,7 @@ ALLOWED: dict[str, list[str]] = {
     "train": ["model", "data", "text", "rollout.trajectory", "runtime"],
     "curate": ["data", "text"],
     "curate.generator": ["data", "text", "model", "rollout"],
-    "evaluate": ["data", "text", "rollout"],
+    "evaluate": ["data", "text", "rollout", "reward"],
     "runtime": [],
 }
 FRAMEWORKS = {"transformers", "trl", "accelerate", "datasets", "deepspeed", "peft"}

@@ -17,7 +17,7 @@ A worked example: sequences [5 6 7 8] and [5 6 9] with labels after [5 6], shari
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -29,8 +29,8 @@ class PackedBatch:
 
     tokens_T, positions_T: int64. cu_q, cu_k: cumulative queries and keys by segment. key_index_I: int64 places of the
     keys among the T tokens, None where each segment's keys are its own tokens. predict_from_R, labels_R, sequence_R:
-    int64; sequence_R numbers the sequences of the batch in the order given. places: for each sequence the packed token at
-    each of its positions.
+    int64; sequence_R numbers the sequences of the batch in the order given. places: for each sequence the packed token
+    at each of its positions.
     """
 
     tokens_T: Tensor
@@ -50,8 +50,8 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> PackedBatch:
         """The batch with its tensors on `device`."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PackedBatch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **moved)
 
 
 def pack(sequences: Sequence[tuple[Sequence[int], Sequence[bool]]], min_shared: int = 16) -> PackedBatch:

@@ -67,7 +67,7 @@ class Question:
             question=_get(row, "question", str),
             options=options,
             answer=answer,
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             context=_get_optional(row, "context"),
             rationale=_get_optional(row, "rationale"),
             area=_get_optional(row, "area") or "",
@@ -165,7 +165,7 @@ def _get(row: dict[str, Any], key: str, kind: type) -> Any:
     if key not in row:
         raise ValueError(f"key {key!r} is missing")
     value = row[key]
-    if not isinstance(value, kind) or (kind is str and not value.strip()):
+    if not isinstance(value, kind) or (isinstance(value, str) and not value.strip()):
         raise ValueError(f"{key} is {value!r:.80}, but must be a non-empty {kind.__name__}")
     return value
 

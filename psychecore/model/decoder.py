@@ -120,7 +120,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int, std: float = 0.02) -> Decoder:
-        """Fill with small random weights (norms with ones, biases with small values too); for tests and from scratch."""
+        """Fill with small random weights (norms with ones, biases small too); for tests and from scratch."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):

@@ -240,7 +240,7 @@ def copy_rows(parameter: Tensor, place: Place, source: Any) -> None:
 
 
 class _ShardWriter:
-    """Collects tensors and writes model-0000i.safetensors files of bounded size, with an index where there are several."""
+    """Collects tensors and writes safetensors files of bounded size, with an index where there are several."""
 
     def __init__(self, folder: Path, max_bytes: int):
         self.folder, self.max_bytes = folder, max_bytes
@@ -271,4 +271,3 @@ class _ShardWriter:
         self.written.append(list(self.pending))
         self.total += self.bytes
         self.pending, self.bytes = {}, 0
-

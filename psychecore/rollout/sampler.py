@@ -49,7 +49,7 @@ class SamplerStats:
 
 class _Sample(NamedTuple):
     prompt: int
-    index: int
+    number: int
     key: int
 
 
@@ -96,12 +96,10 @@ class Sampler:
         with torch.no_grad(), tqdm(total=len(waiting), desc=progress, disable=progress is None, leave=False) as bar:
             run = _Run(self, prompt_ids, waiting, params)
             for done, rollout in run.finished():
-                found[done.prompt, done.index] = rollout
+                found[done.prompt, done.number] = rollout
                 bar.update()
         self.stats = run.stats
-        return [
-            Group(ids, [found[p, g] for g in range(samples_per_prompt)]) for p, ids in enumerate(prompt_ids)
-        ]
+        return [Group(ids, [found[p, g] for g in range(samples_per_prompt)]) for p, ids in enumerate(prompt_ids)]
 
     def _encode(self, prompt: Sequence[Message] | Sequence[int]) -> list[int]:
         if prompt and isinstance(prompt[0], dict):
@@ -165,17 +163,17 @@ class _Run:
         """Fill the free slots from the waiting samples, and sample their first token from the prompt's last state."""
         first = len(self.samples)
         entering = [self.waiting.popleft() for _ in range(min(self.slots - first, len(self.waiting)))]
-        self._prefill(sorted({sample.prompt for sample in entering} - set(self.prompts)))
-        for prompt in dict.fromkeys(sample.prompt for sample in entering):
-            slots = [first + i for i, sample in enumerate(entering) if sample.prompt == prompt]
+        self._prefill(sorted({entry.prompt for entry in entering} - set(self.prompts)))
+        for prompt in dict.fromkeys(entry.prompt for entry in entering):
+            slots = [first + i for i, entry in enumerate(entering) if entry.prompt == prompt]
             self.cache.fill(slots, self.prompts[prompt])
             self.positions_B[slots] = len(self.prompt_ids[prompt]) - 1
         rows = slice(first, first + len(entering))
-        self.keys_B[rows] = torch.tensor([sample.key for sample in entering], device=self.device)
+        self.keys_B[rows] = torch.tensor([entry.key for entry in entering], device=self.device)
         self.count_B[rows] = 0
         self.samples += entering
-        hidden_BD = torch.stack([self.prompts[sample.prompt].hidden_D for sample in entering])
-        for prompt in set(self.prompts) - {sample.prompt for sample in self.waiting}:
+        hidden_BD = torch.stack([self.prompts[entry.prompt].hidden_D for entry in entering])
+        for prompt in set(self.prompts) - {entry.prompt for entry in self.waiting}:
             del self.prompts[prompt]  # all its samples run; the slots hold their own copies
         yield from self._accept(rows, hidden_BD)
 

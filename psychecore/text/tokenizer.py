@@ -69,9 +69,7 @@ class Tokenizer:
         """The text of ids."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
-    def render_chat(
-        self, messages: list[Message], add_generation_prompt: bool = False, **variables: Any
-    ) -> Encoded:
+    def render_chat(self, messages: list[Message], add_generation_prompt: bool = False, **variables: Any) -> Encoded:
         """Render the model's chat template and encode it; equal to transformers for text without special tokens.
 
         The loss mask is true on what an assistant said and on the stop token after it, nothing else. `variables` reach
@@ -165,9 +163,7 @@ class _Disguise:
         text = "".join(str(value) for message in messages for value in message.values())
         used = set(text)
         chars = sorted(set("".join(specials)))
-        block = next(
-            (b for b in PRIVATE_BLOCKS if not any(chr(b + i) in used for i in range(len(chars)))), None
-        )
+        block = next((b for b in PRIVATE_BLOCKS if not any(chr(b + i) in used for i in range(len(chars)))), None)
         if block is None or len(chars) > 0x100:
             raise ValueError("the messages use every private-use character, so they can't be told from the template")
         self._to = {ord(char): chr(block + i) for i, char in enumerate(chars)}

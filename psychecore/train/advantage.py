@@ -25,6 +25,8 @@ def group_advantages(rewards_PG: Tensor, kind: AdvantageKind = "mean_std", eps: 
     if not torch.isfinite(rewards_PG).all():
         raise ValueError("rewards hold NaN or infinity; a reward function must return finite numbers")
     rewards_PG = rewards_PG.float()
+    if not len(rewards_PG):
+        return rewards_PG
     centred_PG = rewards_PG - rewards_PG.mean(1, keepdim=True)
     centred_PG = torch.where(informative_groups(rewards_PG)[:, None], centred_PG, torch.zeros_like(centred_PG))
     if kind == "mean_std":

@@ -75,7 +75,7 @@ def test_every_sequence_can_be_read_back_along_its_places(seed, min_shared):
 
 def test_a_shared_prompt_stands_once():
     prompt = list(range(20))
-    sequences = [(prompt + [30 + i], [False] * 20 + [True]) for i in range(8)]
+    sequences = [([*prompt, 30 + i], [False] * 20 + [True]) for i in range(8)]
     assert pack(sequences).tokens == 20 + 8
     assert pack(sequences, min_shared=21).tokens == 8 * 21
 

@@ -24,7 +24,7 @@ def test_a_resumed_stream_goes_on_where_it_was():
 def test_shares_cover_a_batch_and_differ_by_at_most_one():
     batch = list(range(11))
     shares = [share(batch, rank, 4) for rank in range(4)]
-    assert sorted(sum(shares, [])) == batch
+    assert sorted(item for part in shares for item in part) == batch
     assert {len(part) for part in shares} == {2, 3}
     assert share([1], 3, 4) == []
 

@@ -37,9 +37,7 @@ def brute_force(logp, old, adv, weights, config, reference, behaviour):
 def test_policy_loss_equals_brute_force_in_value_and_gradient(ratio, kl, importance_cap, normalisation):
     config = LossConfig(0.1, 0.3, ratio, 0.05, kl, normalisation, 16, importance_cap)
     generator = torch.Generator().manual_seed(5)
-    logp, old, reference, behaviour = (
-        -torch.rand(8, generator=generator, dtype=torch.float64) * 2 for _ in range(4)
-    )
+    logp, old, reference, behaviour = (-torch.rand(8, generator=generator, dtype=torch.float64) * 2 for _ in range(4))
     advantages = torch.tensor([0.7, -1.2, 0.4], dtype=torch.float64).repeat_interleave(torch.tensor(LENGTHS))
     weights = token_weights(LENGTHS, normalisation, 8, 3, 16)
     weights = torch.tensor(weights, dtype=torch.float64).repeat_interleave(torch.tensor(LENGTHS))
