@@ -22,6 +22,7 @@ test: $(VENV)/.installed-test ## ruff, mypy, pytest, and the demo cut to a few s
 	$(RUN) -m mypy
 	$(RUN) recipes/demo_model.py
 	$(RUN) -m pytest
+	rm -rf runs/smoke
 	$(RUN) recipes/pipeline.py --config recipes/presets/smoke.toml
 
 test-slow: $(VENV)/.installed-test ## the tests that are too long for make test

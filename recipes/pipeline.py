@@ -92,9 +92,9 @@ def table(sft_folder: Path, grpo_folder: Path) -> str:
     lines = ["", f"{'':<12}{'held-out set':<20}{'accuracy':>9}  {'95 % interval':<16}{'format':>7}{'unparsable':>12}"]
     for stage, row in stages.items():
         for name, report in row["sets"].items():
-            low, high = report["interval"]
+            interval = f"{report['low']:.1%} to {report['high']:.1%}"
             lines.append(
-                f"{stage:<12}{name:<20}{report['accuracy']:>9.1%}  {f'{low:.1%} to {high:.1%}':<16}"
+                f"{stage:<12}{name:<20}{report['accuracy']:>9.1%}  {interval:<16}"
                 f"{report['format_rate']:>7.0%}{report['unparsable']:>12.0%}"
             )
     for name, report in sft["before"]["sets"].items():
