@@ -1,14 +1,15 @@
 """Compose questions with rationales from the authored concepts of recipes/data, deterministically.
 
-    python recipes/compose.py --out runs/demo/data --seed 42 --language en
+    python recipes/compose.py --out runs/demo/data --seed 42 --language en --kinds field,concept,multiple
 
 A concept has a term, a definition, a paraphrase of it, an everyday example, and what it is confused with. 15 % of the
 concepts of each area are held out. Splits:
 - train: the other concepts, asked by definition and by example;
 - heldout: the same concepts, asked by paraphrase, with other stem wordings and other distractors than in train;
-- heldout_concepts: the concepts that train never shows, with distractors of their own kind.
-About one question per four concepts has two or three right options. sft.jsonl and grpo.jsonl split train by concept.
-The same inputs and seed give the same bytes.
+- heldout_concepts: the concepts that train never shows.
+Kinds: "field" asks for the area of psychology, "concept" for the term among terms of its area, "multiple" for all the
+terms that some descriptions fit. sft.jsonl and grpo.jsonl split train by concept. The same inputs and seed give the
+same bytes. The wording is in recipes/data/wording_*.toml.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -28,73 +30,9 @@ from psychecore.data.records import LANGUAGES, Question, read_jsonl, write_rows
 
 DATA = Path(__file__).resolve().parent / "data"
 AREAS = ("general", "developmental", "social", "abnormal", "counselling", "assessment", "ethics")
+KINDS = ("field", "concept", "multiple")
 HELD_OUT = 0.15
 SOURCE = "psychecore demo corpus"
-
-STEMS = {
-    ("en", "definition"): (
-        "Which term is defined here? {text}",
-        "{text} What is this called?",
-        "Name the concept. {text}",
-        "A textbook says: {text} Which concept does it explain?",
-        "Which of these does the following sentence define? {text}",
-    ),
-    ("en", "example"): (
-        "{text} Which concept does this illustrate?",
-        "{text} This is an instance of what?",
-        "Read the scene. {text} Which term fits it?",
-        "{text} How would a psychologist name this?",
-        "Which concept is at work here? {text}",
-    ),
-    ("en", "heldout"): (
-        "Choose the term that matches this description. {text}",
-        "{text} Which option is being described?",
-        "What do psychologists call the following? {text}",
-        "Which option names this idea? {text}",
-        "Pick the matching concept. {text}",
-    ),
-    ("zh", "definition"): (
-        "下面定义的是哪个术语？{text}",
-        "{text}这称为什么？",
-        "请说出这一概念：{text}",
-        "教材写道：{text}它解释的是哪个概念？",
-        "下列哪一项符合这个定义？{text}",
-    ),
-    ("zh", "example"): (
-        "{text}这体现了哪个概念？",
-        "{text}这属于下列哪一种情况？",
-        "阅读情境：{text}哪个术语最贴切？",
-        "{text}心理学家会怎样称呼它？",
-        "这里起作用的是哪个概念？{text}",
-    ),
-    ("zh", "heldout"): (
-        "请选出与描述相符的术语。{text}",
-        "{text}所描述的是哪一选项？",
-        "心理学上把下述内容叫作什么？{text}",
-        "哪个选项命名了这一观点？{text}",
-        "请挑出对应的概念。{text}",
-    ),
-}
-STEMS_MULTIPLE = {
-    ("en", "train"): "Which concepts do these sentences describe? {text}",
-    ("en", "heldout"): "Select every option that one of these descriptions fits. {text}",
-    ("zh", "train"): "下列句子分别描述了哪些概念？{text}",
-    ("zh", "heldout"): "请选出与下列任一描述相符的全部选项。{text}",
-}
-RATIONALES = {
-    ("en", "definition"): (
-        "The description fits {term}; it is easily confused with {other}.",
-        "This defines {term}, which should not be mixed up with {other}.",
-        "What is meant is {term}, not {other}.",
-    ),
-    ("en", "example"): (
-        "This shows {term}; it is easily confused with {other}.",
-        "The scene illustrates {term}, not {other}.",
-        "What happens here is {term}, which should not be mixed up with {other}.",
-    ),
-    ("zh", "definition"): ("描述符合{term}，它容易与{other}混淆。", "这定义的是{term}，不应与{other}混为一谈。"),
-    ("zh", "example"): ("这体现了{term}，它容易与{other}混淆。", "情境说明的是{term}，而不是{other}。"),
-}
 
 
 @dataclass(frozen=True)
@@ -145,72 +83,72 @@ def read_concepts(paths: Iterable[Path]) -> list[Concept]:
     return concepts
 
 
-def compose(concepts: Sequence[Concept], seed: int = 42) -> dict[str, list[Question]]:
-    """The splits "train", "heldout" and "heldout_concepts", each in a seeded order."""
+def compose(concepts: Sequence[Concept], seed: int = 42, kinds: Sequence[str] = KINDS) -> dict[str, list[Question]]:
+    """The splits "train", "heldout" and "heldout_concepts", each in a seeded order. Raises ValueError for no kinds."""
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise ValueError(f"kinds are {', '.join(kinds) or 'none'}, but must be of {', '.join(KINDS)}")
     held = _draw_held_out(concepts, seed)
-    known, unknown = [c for c in concepts if c.id not in held], [c for c in concepts if c.id in held]
-    known_terms = {c.term for c in known}
+    known, new = [c for c in concepts if c.id not in held], [c for c in concepts if c.id in held]
     composer = _Composer(seed)
-    train: list[Question] = []
-    heldout: list[Question] = []
-    used: dict[str, set[str]] = {}
-    for concept in known:
-        pool = [c for c in known if c.pool == concept.pool and c.id != concept.id]
-        for kind in ("definition", "example"):
-            question = composer.single("train", concept, kind, pool, known_terms, used.get(concept.id, set()))
-            used.setdefault(concept.id, set()).update(question.options.values())
-            train.append(question)
-        fresh = [c for c in pool if c.term not in used[concept.id]]
-        heldout.append(composer.single("heldout", concept, "paraphrase", fresh, known_terms, set()))
-    train += composer.multiple("train", known, ("definition", "example"))
-    heldout += composer.multiple("heldout", known, ("paraphrase",))
-    new: list[Question] = []
-    unknown_terms = {c.term for c in unknown}
-    for concept in unknown:
-        others = [c for c in unknown if c.language == concept.language and c.id != concept.id]
-        pool = [c for c in others if c.area == concept.area]
-        pool = pool if len(pool) >= 3 else others
-        for kind in ("definition", "example", "paraphrase"):
-            new.append(composer.single("heldout_concepts", concept, kind, pool, unknown_terms, set()))
-    new += composer.multiple("heldout_concepts", unknown, ("paraphrase",))
-    splits = {"train": train, "heldout": heldout, "heldout_concepts": new}
+    splits: dict[str, list[Question]] = {"train": [], "heldout": [], "heldout_concepts": []}
+    for split, members, texts in (
+        ("train", known, ("definition", "example")),
+        ("heldout", known, ("paraphrase",)),
+        ("heldout_concepts", new, ("definition", "example", "paraphrase")),
+    ):
+        if "field" in kinds:
+            splits[split] += [composer.field(split, concept, text) for concept in members for text in texts]
+        if "concept" in kinds:
+            splits[split] += [composer.concept(split, concept, text, members) for concept in members for text in texts]
+        if "multiple" in kinds:
+            splits[split] += composer.multiple(split, members, texts if split == "train" else ("paraphrase",))
     return {name: _shuffled(_balance(rows, seed), f"{seed}/{name}") for name, rows in splits.items()}
 
 
 class _Composer:
     def __init__(self, seed: int):
         self.seed = seed
+        self.wording = {}
+        for language in LANGUAGES:
+            with open(DATA / f"wording_{language}.toml", "rb") as file:
+                self.wording[language] = tomllib.load(file)
+        self.trained: dict[str, set[str]] = {}  # by concept, the distractors of its training questions
 
-    def single(
-        self, split: str, concept: Concept, kind: str, pool: list[Concept], terms: set[str], avoid: set[str]
-    ) -> Question:
-        """One right term among four; the term it is confused with comes first among the distractors."""
-        draw = random.Random(f"{self.seed}/{split}/{concept.id}/{kind}")
-        text = getattr(concept, "paraphrase" if kind == "paraphrase" else kind)
-        wording = kind if split == "train" else "heldout"
-        candidates = [c.term for c in pool if c.term not in avoid and c.term.lower() not in text.lower()]
-        if len(candidates) < 3:
-            candidates = [c.term for c in pool if c.term.lower() not in text.lower()]
+    def field(self, split: str, concept: Concept, kind: str) -> Question:
+        """The concept's area among four; of the six others, training offers one half and held-out text the other."""
+        draw = self._draw(split, concept, f"{kind}/field")
+        wording = self.wording[concept.language]["field"]
+        others = _shuffled([area for area in AREAS if area != concept.area], f"{self.seed}/{concept.id}/field")
+        areas = [concept.area, *(others[3:] if split == "heldout" else others[:3])]
+        names = [wording["names"][area] for area in areas]
+        stem = draw.choice(wording["train" if split == "train" else "heldout"])
+        rationale = wording["rationale"].format(field=names[0])
+        return self._single(draw, split, concept, f"{kind}-field", stem, kind, names, rationale)
+
+    def concept(self, split: str, concept: Concept, kind: str, members: Sequence[Concept]) -> Question:
+        """The right term among four of its area; the one that it is confused with comes first among the distractors."""
+        draw = self._draw(split, concept, kind)
+        wording, text = self.wording[concept.language]["concept"], getattr(concept, kind).lower()
+        terms = {c.term for c in members}
+        others = [c for c in members if c.language == concept.language and c.id != concept.id]
+        pools = [[c.term for c in others if c.area == concept.area], [c.term for c in others]]  # the second: too few
+        avoid = self.trained.get(concept.id, set()) if split == "heldout" else set()
+        candidates = next(
+            (fit for pool in pools if len(fit := [t for t in pool if t not in avoid and t.lower() not in text]) >= 3),
+            None,
+        )
+        if candidates is None:
+            raise ValueError(f"concept {concept.id!r} has fewer than 3 possible distractors; more concepts are needed")
         draw.shuffle(candidates)
         candidates.sort(key=lambda term: term != concept.confused_with)
-        if len(candidates) < 3:
-            raise ValueError(f"concept {concept.id!r} has {len(candidates)} possible distractors, but needs 3")
-        other = concept.confused_with if concept.confused_with in terms else candidates[0]
-        rationale_kind = "example" if kind == "example" else "definition"
-        rationale = draw.choice(RATIONALES[concept.language, rationale_kind])
-        options = [concept.term, *candidates[:3]]
-        draw.shuffle(options)
-        return Question(
-            id=f"{split}-{concept.id}-{kind}",
-            question=draw.choice(STEMS[concept.language, wording]).format(text=text),
-            options=dict(zip("ABCD", options, strict=True)),
-            answer="ABCD"[options.index(concept.term)],
-            kind="single",
-            rationale=rationale.format(term=concept.term, other=other),
-            area=concept.area,
-            language=concept.language,  # type: ignore[arg-type]
-            source=SOURCE,
+        if split == "train":
+            self.trained.setdefault(concept.id, set()).update(candidates[:3])
+        described = "example" if kind == "example" else "definition"
+        rationale = draw.choice(wording["rationales"][described]).format(
+            term=concept.term, other=concept.confused_with if concept.confused_with in terms else candidates[0]
         )
+        stem = draw.choice(wording[described if split == "train" else "heldout"])
+        return self._single(draw, split, concept, kind, stem, kind, [concept.term, *candidates[:3]], rationale)
 
     def multiple(self, split: str, concepts: Sequence[Concept], kinds: tuple[str, ...]) -> list[Question]:
         """Two or three described terms among four; four concepts of one area give one question."""
@@ -226,25 +164,53 @@ class _Composer:
                     continue  # a description that names a wrong option would make it arguable
                 draw.shuffle(four)
                 options = dict(zip("ABCD", (c.term for c in four), strict=True))
-                language = pool[0]
-                stem = STEMS_MULTIPLE[language, "train" if split == "train" else "heldout"]
-                gap, stop = (" ", ".") if language == "en" else ("", "。")
-                text = gap.join(f"({i}){gap}{text}" for i, text in enumerate(texts, start=1))
-                named = ("; " if language == "en" else "；").join(f"({i}){gap}{c.term}" for i, c in enumerate(right, 1))
+                wording = self.wording[pool[0]]
+                gap = wording["gap"]
+                stem = draw.choice(wording["multiple"]["train" if split == "train" else "heldout"])
+                named = wording["list_separator"].join(f"({i}){gap}{c.term}" for i, c in enumerate(right, 1))
+                terms = {c.term for c in right}
                 questions.append(
                     Question(
-                        id=f"{split}-{language}-{pool[1]}-multiple-{number + 1:03}",
-                        question=stem.format(text=text),
+                        id=f"{split}-{pool[0]}-{pool[1]}-multiple-{number + 1:03}",
+                        question=stem.format(text=gap.join(f"({i}){gap}{text}" for i, text in enumerate(texts, 1))),
                         options=options,
-                        answer="".join(letter for letter, term in options.items() if term in {c.term for c in right}),
+                        answer="".join(letter for letter, term in options.items() if term in terms),
                         kind="multiple",
-                        rationale=named + stop,
+                        rationale=named + wording["stop"],
                         area=pool[1],
-                        language=language,  # type: ignore[arg-type]
+                        language=pool[0],  # type: ignore[arg-type]
                         source=SOURCE,
                     )
                 )
         return questions
+
+    def _draw(self, split: str, concept: Concept, kind: str) -> random.Random:
+        return random.Random(f"{self.seed}/{split}/{concept.id}/{kind}")
+
+    def _single(
+        self,
+        draw: random.Random,
+        split: str,
+        concept: Concept,
+        name: str,
+        stem: str,
+        kind: str,
+        choices: list[str],
+        rationale: str,
+    ) -> Question:
+        """A question whose first choice is right."""
+        options = _shuffled(choices, str(draw.random()))
+        return Question(
+            id=f"{split}-{concept.id}-{name}",
+            question=stem.format(text=getattr(concept, kind)),
+            options=dict(zip("ABCD", options, strict=True)),
+            answer="ABCD"[options.index(choices[0])],
+            kind="single",
+            rationale=rationale,
+            area=concept.area,
+            language=concept.language,  # type: ignore[arg-type]
+            source=SOURCE,
+        )
 
 
 def _draw_held_out(concepts: Sequence[Concept], seed: int) -> set[str]:
@@ -280,6 +246,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--language", default="en", help="en, zh, or en,zh")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of field, concept, multiple")
     parser.add_argument("--sft-share", type=float, default=0.5, help="share of the concepts that go to sft.jsonl")
     parser.add_argument(
         "--concepts", type=Path, nargs="*", help="concept files instead of recipes/data/concepts_*.jsonl"
@@ -291,7 +258,8 @@ def main(argv: Sequence[str]) -> None:
             f"--language {options.language!r} must be of en, zh; --sft-share {options.sft_share} in (0, 1)"
         )
     concepts = read_concepts(options.concepts or sorted(DATA.glob("concepts_*.jsonl")))
-    splits = compose([c for c in concepts if c.language in languages], options.seed)
+    concepts = [c for c in concepts if c.language in languages]
+    splits = compose(concepts, options.seed, options.kinds.split(","))
     keys = sorted({_split_key(q) for q in splits["train"]})
     first = set(_shuffled(keys, f"{options.seed}/sft")[: round(options.sft_share * len(keys))])
     sft = [q for q in splits["train"] if _split_key(q) in first]
@@ -307,7 +275,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _split_key(question: Question) -> str:
     """Questions on one concept stay together; those on several go by themselves."""
-    return question.id if question.kind == "multiple" else question.id.rpartition("-")[0]
+    return question.id if question.kind == "multiple" else "-".join(question.id.split("-")[1:4])
 
 
 if __name__ == "__main__":

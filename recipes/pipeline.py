@@ -31,6 +31,8 @@ class PipelineOptions:
     folder: Path = option(Path("runs/demo"), "holds data/, sft/ and grpo/")
     seed: int = option(42, "composes the data, orders the rows and samples")
     language: str = option("en", "language of the composed questions: en, zh, or en,zh")
+    kinds: tuple[str, ...] = option(compose.KINDS, "kinds of composed questions: field,concept,multiple")
+    sft_share: float = option(0.5, "share of the training concepts that SFT gets; GRPO gets the others")
     processes: int = option(1, "ranks of each training stage on this machine")
 
 
@@ -48,7 +50,9 @@ def main(config: Pipeline) -> None:
     started, options = time.perf_counter(), config.pipeline
     data, sft_folder, grpo_folder = (options.folder / name for name in ("data", "sft", "grpo"))
     print("== compose", flush=True)
-    compose.main(["--out", str(data), "--seed", str(options.seed), "--language", options.language])
+    flags = {"seed": options.seed, "language": options.language, "kinds": ",".join(options.kinds)}
+    flags |= {"sft-share": options.sft_share, "out": data}
+    compose.main([f"--{name}={value}" for name, value in flags.items()])
     heldout = tuple(str(data / name) for name in ("heldout.jsonl", "heldout_concepts.jsonl"))
     sft = replace(
         config.sft,

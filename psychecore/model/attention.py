@@ -148,11 +148,10 @@ def cached_attention(q_BNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, lengths_B: T
             q_BNH[:, None], k_BSKH, v_BSKH, cache_seqlens=lengths_B, causal=True, num_splits=1
         )  # num_splits=1: the log-probs of a sample must not depend on how the work was split
         return out_B1NH[:, 0]
-    out_BN1H = F.scaled_dot_product_attention(
-        q_BNH[:, :, None],
-        k_BSKH.transpose(1, 2),
-        v_BSKH.transpose(1, 2),
-        attn_mask=mask_BS[:, None, None, :],
-        enable_gqa=True,
+    # the queries that share a key/value head stand as rows: torch's CPU kernel then reads each key once, not N / K
+    # times (bf16, 32 sequences of 232 positions, 9 heads on 3: 39 ms instead of 166 over 30 layers)
+    q_BKRH = q_BNH.unflatten(1, (k_BSKH.shape[2], -1))
+    out_BKRH = F.scaled_dot_product_attention(
+        q_BKRH, k_BSKH.transpose(1, 2), v_BSKH.transpose(1, 2), attn_mask=mask_BS[:, None, None, :]
     )
-    return out_BN1H[:, :, 0]
+    return out_BKRH.flatten(1, 2)

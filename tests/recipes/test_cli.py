@@ -1,0 +1,148 @@
+"""Configuration: presets, flags, and what a user typed wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from cli import dump_config, help_text, load_config
+from grpo import GrpoRecipe
+from pipeline import Pipeline
+from sft import SftRecipe
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Inner:
+    """An inner section."""
+
+    lr: float = field(default=1e-3, metadata={"help": "the rate"})
+    cap: float | None = None
+    kind: Literal["a", "b"] = "a"
+    on: bool = False
+
+
+@dataclass(frozen=True)
+class Outer:
+    """The whole."""
+
+    path: Path
+    count: int = 3
+    names: tuple[str, ...] = ()
+    inner: Inner = field(default_factory=lambda: Inner(lr=0.5))
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ValueError(f"count is {self.count}, but must be at least 0")
+
+
+def test_flags_fill_every_type() -> None:
+    config = load_config(
+        Outer,
+        ["--path", "x/y", "--count=7", "--names", "a,b", "--inner.cap", "2", "--inner.kind", "b", "--inner.on", "true"],
+        None,
+    )
+    assert config == Outer(Path("x/y"), 7, ("a", "b"), Inner(0.5, 2.0, "b", True))
+    assert load_config(Outer, ["--path", "x", "--inner.cap", "none"], None).inner.cap is None
+
+
+def test_flags_override_a_preset_wherever_they_stand(tmp_path: Path) -> None:
+    preset = tmp_path / "p.toml"
+    preset.write_text('path = "x"\ncount = 5\n[inner]\nlr = 1\n')
+    config = load_config(Outer, ["--count", "6", "--config", str(preset)], None)
+    assert (config.path, config.count, config.inner.lr) == (Path("x"), 6, 1.0)
+
+
+def test_a_preset_of_several_recipes_gives_each_its_table(tmp_path: Path) -> None:
+    preset = tmp_path / "p.toml"
+    preset.write_text('[one]\npath = "x"\n[two]\npath = "y"\n')
+    assert load_config(Outer, ["--config", str(preset)], None, table="two").path == Path("y")
+
+
+def test_a_dumped_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = Outer(Path('a "quoted"\\ path\n\x7f é'), names=("a", "b"), inner=Inner(cap=None, on=True, lr=1e-7))
+    (tmp_path / "c.toml").write_text(dump_config(config), encoding="utf-8")
+    assert load_config(Outer, ["--config", str(tmp_path / "c.toml")], None) == config
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--path", "x", "--inner.lrr", "1"], r"unknown option --inner\.lrr; did you mean --inner\.lr\?"),
+        (["--path", "x", "--count", "many"], "--count is 'many', but must be integer"),
+        (["--path", "x", "--inner.on", "yes"], r"--inner\.on is 'yes', but must be true or false"),
+        (["--path", "x", "--inner.kind", "c"], r"--inner\.kind is 'c', but must be a\|b"),
+        (["--path", "x", "--inner.lr", "nan"], r"--inner\.lr is nan"),
+        (["--path", "x", "--count", "-1"], "count is -1"),
+        (["--path"], "--path needs a value"),
+        (["path", "x"], "'path' is no option"),
+        ([], "--path is required"),
+    ],
+)
+def test_what_a_user_typed_wrong_is_named(argv: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(Outer, argv, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('path = "x"\ncuont = 5', "unknown key 'cuont'; did you mean count"),
+        ('path = "x"\n[inner]\nrate = 5', r"unknown key 'inner\.rate'"),
+        ('path = "x"\ninner = 5', "inner is 5, but must be a table"),
+        ('path = "x"\ncount = "5"', "--count is '5'"),
+        ('path = "x"\ncount = true', "--count is True"),
+        ("path = ", r"p\.toml"),
+    ],
+)
+def test_a_wrong_preset_is_named_with_its_key(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(Outer, ["--config", str(tmp_path / "p.toml")], None)
+
+
+def test_a_missing_preset_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
+        load_config(Outer, ["--config", "nowhere.toml"], None)
+
+
+@pytest.mark.parametrize("recipe", [SftRecipe, GrpoRecipe, Pipeline])
+def test_help_names_every_option_with_its_default(recipe: type) -> None:
+    text = help_text(recipe, "About.")
+    assert "[run] " in text or "run] " in text
+    for words in ("optimizer.lr", "default ", "required"):
+        assert words in text
+
+
+@pytest.mark.parametrize("script", ["sft", "grpo", "pipeline", "compose", "demo_model"])
+def test_help_explains_the_script(script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(REPO / "recipes" / f"{script}.py"), "--help"], capture_output=True, text=True, check=True
+    )
+    assert len(done.stdout.splitlines()) > 5
+
+
+@pytest.mark.parametrize("preset", sorted(path.name for path in (REPO / "recipes" / "presets").glob("*.toml")))
+def test_every_preset_fits_its_recipes(preset: str) -> None:
+    argv = ["--config", str(REPO / "recipes" / "presets" / preset)]
+    assert load_config(SftRecipe, argv, None, table="sft").run.folder
+    assert load_config(GrpoRecipe, argv, None, table="grpo").run.folder
+
+
+def test_the_7b_preset_has_the_figures_of_the_model_card() -> None:
+    argv = ["--config", str(REPO / "recipes" / "presets" / "psyche_r1_7b.toml")]
+    sft = load_config(SftRecipe, argv, None, table="sft")
+    assert (sft.optimizer.lr, sft.optimizer.schedule, sft.optimizer.warmup_ratio) == (1e-5, "cosine", 0.1)
+    assert (sft.train.batch_size, sft.run.epochs, sft.run.steps, sft.run.seed) == (256, 2, 0, 42)
+    grpo = load_config(GrpoRecipe, argv, None, table="grpo")
+    assert (grpo.optimizer.lr, grpo.optimizer.warmup_steps, grpo.run.epochs) == (1e-6, 10, 2)
+    assert (grpo.train.prompts_per_step, grpo.train.samples_per_prompt, grpo.train.mini_batches) == (128, 5, 4)
+    loss = grpo.train.loss
+    assert (loss.kl, loss.kl_coefficient, loss.clip_low, loss.clip_high) == ("k3", 0.001, 0.2, 0.2)
+    for optimizer in (sft.optimizer, grpo.optimizer):
+        assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.9, 0.999, 1e-8)

@@ -1,0 +1,203 @@
+"""The recipes as a user starts them: real processes, a small random model with SmolLM2's tokenizer and template."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from compose import main as compose_main
+
+import psychecore as pc
+
+REPO = Path(__file__).resolve().parents[2]
+SAME = ("loss", "reward", "gradient_norm", "kl", "length", "entropy")  # not times, not memory
+
+
+@pytest.fixture(scope="module")
+def workplace(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipes")
+    tokenizer = pc.load_tokenizer(smollm2_folder)
+    config = pc.ModelConfig("llama", 49152, 16, 2, 4, 2, 4, 32, tied_head=True)
+    pc.save_model(pc.Decoder(config).initialise(0, std=0.1), tokenizer, folder / "model")
+    compose_main(["--out", str(folder / "data")])
+    return folder
+
+
+def run(recipe: str, workplace: Path, name: str, *flags: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    common = {
+        "model.path": workplace / "model",
+        "model.dtype": "float32",
+        "data.train": workplace / "data" / f"{recipe}.jsonl",
+        "run.folder": workplace / name,
+        "run.steps": 4,
+        "run.checkpoint_every": 1,
+        "evaluation.files": workplace / "data" / "heldout.jsonl",
+        "evaluation.limit": 6,
+        "evaluation.max_new_tokens": 4,
+        "optimizer.lr": 1e-3,
+        "train.token_budget": 700,
+    }
+    if recipe == "sft":
+        common |= {"train.batch_size": 5}
+    else:
+        common |= {
+            "train.prompts_per_step": 3,
+            "train.samples_per_prompt": 4,
+            "train.mini_batches": 2,
+            "sampling.params.max_new_tokens": 8,
+            # a random model never answers well; this reward is what its samples do differ in
+            "reward.format_weight": 1,
+        }
+    argv = [item for key, value in common.items() if f"--{key}" not in flags for item in (f"--{key}", str(value))]
+    return subprocess.run(
+        [*launcher, str(REPO / "recipes" / f"{recipe}.py"), *argv, *flags],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def metrics(workplace: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workplace / name / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", params=["sft", "grpo"])
+def finished(request: pytest.FixtureRequest, workplace: Path) -> tuple[str, Path]:
+    done = run(request.param, workplace, f"{request.param}-1")
+    assert done.returncode == 0, done.stderr
+    return request.param, workplace
+
+
+def test_a_run_leaves_its_folder_metrics_samples_and_export(finished: tuple[str, Path]) -> None:
+    recipe, workplace = finished
+    folder = workplace / f"{recipe}-1"
+    rows = metrics(workplace, folder.name)
+    assert [(row["phase"], row["step"]) for row in rows] == [(recipe, step) for step in (1, 2, 3, 4)]
+    wanted = {"loss", "lr", "gradient_norm", "entropy", "memory_gib", "mfu", "seconds", "tokens"}
+    if recipe == "grpo":
+        wanted |= {"reward", "reward_format", "reward_correct", "informative", "length", "truncated", "kl"}
+        wanted |= {"clip_fraction", "mismatch", "rollout_tokens_per_s", "update_tokens_per_s"}
+        samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        assert len(samples) == 12
+        assert all(len(row["samples"]) == 4 for row in samples)
+        assert all({"format", "correct", "total"} == set(s["scores"]) for row in samples for s in row["samples"])
+    else:
+        wanted |= {"tokens_per_s"}
+    assert wanted <= set(rows[0])
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step_000003", "step_000004"]
+    assert set(json.loads((folder / "evaluation.json").read_text())) == {"before", "after"}
+    assert pc.load_model(folder / "export").config == pc.load_model(workplace / "model").config
+    assert pc.load_tokenizer(folder / "export").stop_ids
+    assert (folder / "config.toml").is_file()
+
+
+def test_an_interrupted_run_continues_where_it_was(finished: tuple[str, Path]) -> None:
+    recipe, workplace = finished
+    broken = workplace / f"{recipe}-broken"
+    shutil.copytree(workplace / f"{recipe}-1", broken)
+    shutil.rmtree(broken / "checkpoints" / "step_000004")
+    shutil.rmtree(broken / "export")
+    config = (broken / "config.toml").read_text().replace(f"{recipe}-1", f"{recipe}-broken")
+    (broken / "config.toml").write_text(config)
+    done = run(recipe, workplace, broken.name)
+    assert done.returncode == 0, done.stderr
+    assert "continuing" in done.stdout
+    assert "after step 3" in done.stdout
+    expected, found = metrics(workplace, f"{recipe}-1"), metrics(workplace, broken.name)
+    assert [row["step"] for row in found] == [1, 2, 3, 4]
+    assert [[row.get(n) for n in SAME] for row in found] == [[row.get(n) for n in SAME] for row in expected]
+    weights = [pc.load_model(workplace / name / "export").state_dict() for name in (f"{recipe}-1", broken.name)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_two_ranks_under_torchrun_do_the_same_job(finished: tuple[str, Path]) -> None:
+    recipe, workplace = finished
+    done = run(recipe, workplace, f"{recipe}-2", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"{recipe} 1/4") == 1
+    expected, found = metrics(workplace, f"{recipe}-1"), metrics(workplace, f"{recipe}-2")
+    for one, two in zip(expected[:2], found[:2], strict=True):  # later steps drift apart by rounding
+        for name in SAME:
+            assert two.get(name) == pytest.approx(one.get(name), rel=2e-3, abs=1e-5), name
+    assert pc.load_model(workplace / f"{recipe}-2" / "export").config
+    first, second = (
+        json.loads((workplace / f"{recipe}-{n}" / "evaluation.json").read_text())["before"] for n in (1, 2)
+    )
+    assert first == second
+
+
+def test_a_folder_with_another_configuration_is_left_alone(finished: tuple[str, Path]) -> None:
+    recipe, workplace = finished
+    before = (workplace / f"{recipe}-1" / "metrics.jsonl").read_bytes()
+    done = run(recipe, workplace, f"{recipe}-1", "--optimizer.lr", "0.5")
+    assert done.returncode == 2
+    assert "holds a run with another configuration" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (workplace / f"{recipe}-1" / "metrics.jsonl").read_bytes() == before
+
+
+GOOD = {"id": "a", "question": "Which?", "options": {"A": "x", "B": "y"}, "answer": "A", "kind": "single"}
+TALK = {"id": "a", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+BAD = {
+    "grpo": [
+        (GOOD | {"answer": "C"}, "line 2: answer 'C' names option C"),
+        (GOOD | {"id": "b", "options": {"A": "x"}}, "line 2"),
+        (GOOD, "line 2: id 'a' already stands on line 1"),
+        (GOOD | {"id": "b", "question": "long " * 3000}, "question 'b' has a prompt of"),
+        ("{", "line 2"),
+    ],
+    "sft": [
+        (TALK | {"id": "b", "messages": [{"role": "narrator", "content": "x"}]}, "line 2: message 0 has role"),
+        (TALK | {"id": "b", "messages": TALK["messages"][:1]}, "line 2"),
+        (TALK | {"id": "b", "messages": [{"role": "user", "content": "long " * 3000}, TALK["messages"][1]]}, "'b' has"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "number"), [(recipe, i) for recipe, cases in BAD.items() for i in range(len(cases))]
+)
+def test_a_malformed_row_stops_the_run_before_the_model_is_loaded(
+    recipe: str, number: int, workplace: Path, tmp_path: Path
+) -> None:
+    row, message = BAD[recipe][number]
+    good = GOOD if recipe == "grpo" else TALK
+    lines = [json.dumps(good), row if isinstance(row, str) else json.dumps(row)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    shutil.copytree(workplace / "model", tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")  # loading it would be another error
+    flags = ["--data.train", str(tmp_path / "rows.jsonl"), "--model.path", str(tmp_path / "model")]
+    done = run(recipe, workplace, f"bad-{recipe}-{number}", *flags)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (workplace / f"bad-{recipe}-{number}").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--data.train", "nowhere.jsonl", "nowhere.jsonl"),
+        ("--model.path", "./nowhere", "'./nowhere' does not exist"),
+        ("--evaluation.files", "nowhere.jsonl", "nowhere.jsonl"),
+        ("--optimizer.lr", "-1", "lr is -1.0"),
+        ("--train.token_budgte", "1", "did you mean --train.token_budget"),
+    ],
+)
+def test_a_missing_file_or_bad_value_is_one_line(flag: str, value: str, message: str, workplace: Path) -> None:
+    done = run("grpo", workplace, "bad", flag, value)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (workplace / "bad").exists()
