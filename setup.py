@@ -33,7 +33,6 @@ setup(
     name="psychecore",
     version="0.1.0",
     description="Psyche-R1 in plain PyTorch: SFT and GRPO for psychological language models, no trainer framework",
-    license="Apache-2.0",
     python_requires=">=3.11",
     packages=[*find_packages(include=["psychecore", "psychecore.*"]), "psychecore.kernels"],
     package_dir={"psychecore.kernels": "kernels"},
