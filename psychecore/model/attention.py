@@ -137,21 +137,37 @@ def _differences(cumulative: Sequence[int]) -> list[int]:
     return [stop - start for start, stop in itertools.pairwise(cumulative)]
 
 
-def cached_attention(q_BNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, lengths_B: Tensor, mask_BS: Tensor) -> Tensor:
-    """One query per sequence against its cached keys (the query's own key is already stored).
+def cached_attention(
+    q_BQNH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, length_B: Tensor, bias_B11S: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Q queries per row, each against all valid keys of its row: ([B, Q, N, H], log-sum-exp of the scores [B, Q, N]).
 
-    k_BSKH, v_BSKH: the caches' first S positions; lengths_B: int32 valid positions per sequence; mask_BS: the same
-    as booleans, made once per step by the caller. Returns [B, N, H].
+    length_B: int32, at least 1, keys that are valid; bias_B11S: the same as 0 and -inf in the queries' dtype, made once
+    per step by the caller. The log-sum-exp (fp32 or wider) lets the caller merge attention over parts of the keys.
     """
-    if resolve_backend(q_BNH.device, q_BNH.dtype) == "flash":
-        out_B1NH = flash_attn().flash_attn_with_kvcache(
-            q_BNH[:, None], k_BSKH, v_BSKH, cache_seqlens=lengths_B, causal=True, num_splits=1
-        )  # num_splits=1: the log-probs of a sample must not depend on how the work was split
-        return out_B1NH[:, 0]
+    if resolve_backend(q_BQNH.device, q_BQNH.dtype) == "flash":
+        out_BQNH, lse_BNQ = flash_attn().flash_attn_with_kvcache(
+            q_BQNH,
+            k_BKSH.transpose(1, 2),
+            v_BKSH.transpose(1, 2),
+            cache_seqlens=length_B,
+            causal=False,
+            num_splits=1,  # the log-probs of a sample must not depend on how the work was split
+            return_softmax_lse=True,
+        )
+        return out_BQNH, lse_BNQ.transpose(1, 2)
     # the queries that share a key/value head stand as rows: torch's CPU kernel then reads each key once, not N / K
     # times (bf16, 32 sequences of 232 positions, 9 heads on 3: 39 ms instead of 166 over 30 layers)
-    q_BKRH = q_BNH.unflatten(1, (k_BSKH.shape[2], -1))
-    out_BKRH = F.scaled_dot_product_attention(
-        q_BKRH, k_BSKH.transpose(1, 2), v_BSKH.transpose(1, 2), attn_mask=mask_BS[:, None, None, :]
-    )
-    return out_BKRH.flatten(1, 2)
+    queries, sharing = q_BQNH.shape[1], q_BQNH.shape[2] // k_BKSH.shape[1]
+    rows_BKRH = q_BQNH.unflatten(2, (-1, sharing)).transpose(1, 2).flatten(2, 3)
+    if q_BQNH.device.type == "cpu":  # SDPA's own kernel, called by name since only so it gives its log-sum-exp
+        out_BKRH, lse_BKR = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            rows_BKRH, k_BKSH, v_BKSH, 0.0, False, attn_mask=bias_B11S
+        )
+    else:
+        scores_BKRS = rows_BKRH @ k_BKSH.transpose(2, 3) * q_BQNH.shape[3] ** -0.5
+        scores_BKRS = scores_BKRS.to(torch.promote_types(scores_BKRS.dtype, torch.float32)) + bias_B11S
+        lse_BKR = scores_BKRS.logsumexp(-1)
+        out_BKRH = (scores_BKRS - lse_BKR[..., None]).exp().to(v_BKSH.dtype) @ v_BKSH
+    out_BQNH = out_BKRH.unflatten(2, (queries, sharing)).transpose(1, 2).flatten(2, 3)
+    return out_BQNH, lse_BKR.unflatten(2, (queries, sharing)).transpose(1, 2).flatten(2, 3)

@@ -49,11 +49,15 @@ class Layer(nn.Module):
     def forward(self, x_TD: Tensor, cos_TR: Tensor, sin_TR: Tensor, attention: Attention) -> Tensor:
         """[T, D] -> [T, D]."""
         c = self.config
-        qkv_THH = self.qkv(self.attention_norm(x_TD)).unflatten(-1, (-1, c.head_dim))
+        qkv_THH = _apply(self.qkv, self.attention_norm(x_TD)).unflatten(-1, (-1, c.head_dim))
         q_TNH, k_TKH, v_TKH = qkv_THH.split([c.query_heads, c.key_value_heads, c.key_value_heads], dim=1)
         q_TNH, k_TKH = fused.rotary(self.q_norm(q_TNH), self.k_norm(k_TKH), cos_TR, sin_TR)
-        x_TD = x_TD + self.out(attention(self.index, q_TNH, k_TKH, v_TKH).flatten(1))
-        return x_TD + self.down(fused.swiglu(self.gate_up(self.mlp_norm(x_TD))))
+        x_TD = x_TD + _apply(self.out, attention(self.index, q_TNH, k_TKH, v_TKH).flatten(1))
+        return x_TD + _apply(self.down, fused.swiglu(_apply(self.gate_up, self.mlp_norm(x_TD))))
+
+
+def _apply(linear: nn.Linear, x_TD: Tensor) -> Tensor:
+    return fused.linear(x_TD, linear.weight, linear.bias)
 
 
 class Decoder(nn.Module):

@@ -1,8 +1,13 @@
-"""Keys and values of running sequences, one preallocated row ("slot") each, and the attention that reads them."""
+"""Keys and values of running work, preallocated: a row per prompt, read by all its samples, and a row per sample.
+
+A prompt's keys and values are stored once, not once per sample. A decoding query attends to its prompt's row and to its
+own row; the two partial softmaxes are merged exactly by their log-sum-exp (as in FlashDecoding and Hydragen,
+arXiv 2402.05099): out = (e^a out_prompt + e^b out_answer) / (e^a + e^b) with the log-sum-exps a and b.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,37 +16,54 @@ from psychecore.model.attention import PackedAttention, cached_attention
 from psychecore.model.config import ModelConfig
 
 
-class KVCache:
-    """`slots` sequences of up to `length` positions; memory is 2 x L x slots x length x K x H elements.
+class Shape(NamedTuple):
+    """The sizes of one decoding step, Python integers: a step with equal sizes runs the same kernels on the same data.
 
-    Running sequences occupy slots 0..n-1 without gaps, so that a decoding step reads a plain slice.
+    slots: samples that compute. rows x seats: prompts and samples of each. spans: cached positions that are read.
     """
 
-    def __init__(self, config: ModelConfig, slots: int, length: int, dtype: torch.dtype, device: torch.device):
-        shape = (config.layers, slots, length, config.key_value_heads, config.head_dim)
+    slots: int
+    rows: int
+    seats: int
+    prompt_span: int
+    answer_span: int
+
+
+class KVCache:
+    """`rows` prompts of up to `prompt_length` tokens and `slots` samples of up to `answer_length`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        rows: int,
+        prompt_length: int,
+        slots: int,
+        answer_length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        heads, width = config.key_value_heads, config.head_dim
         # zeros, not empty: a masked position still multiplies its value with 0, and 0 x NaN is NaN
-        self.k_LBSKH = torch.zeros(shape, dtype=dtype, device=device)
-        self.v_LBSKH = torch.zeros(shape, dtype=dtype, device=device)
-        self.slots, self.length = slots, length
+        prompts = (config.layers, rows, heads, prompt_length, width)
+        answers = (config.layers, slots, heads, answer_length, width)
+        self.prompt_k_LAKPH, self.prompt_v_LAKPH = (torch.zeros(prompts, dtype=dtype, device=device) for _ in range(2))
+        self.answer_k_LBKSH, self.answer_v_LBKSH = (torch.zeros(answers, dtype=dtype, device=device) for _ in range(2))
 
-    def fill(self, slots: Sequence[int], prompt: PromptCache) -> None:
-        """Copy a prompt's keys and values into slots."""
-        index = torch.tensor(slots, device=self.k_LBSKH.device)
-        positions = prompt.k_LPKH.shape[1]
-        self.k_LBSKH[:, index, :positions] = prompt.k_LPKH[:, None]
-        self.v_LBSKH[:, index, :positions] = prompt.v_LPKH[:, None]
+    def store_prompt(self, row: int, k_LPKH: Tensor, v_LPKH: Tensor) -> None:
+        """Fill a row with a prompt's keys and values."""
+        length = k_LPKH.shape[1]
+        self.prompt_k_LAKPH[:, row, :, :length] = k_LPKH.transpose(1, 2)
+        self.prompt_v_LAKPH[:, row, :, :length] = v_LPKH.transpose(1, 2)
 
-    def move(self, source: int, target: int, positions: int) -> None:
-        """Move a running sequence to another slot, to close the gap that a finished one left."""
-        self.k_LBSKH[:, target, :positions] = self.k_LBSKH[:, source, :positions]
-        self.v_LBSKH[:, target, :positions] = self.v_LBSKH[:, source, :positions]
+    def move_prompt(self, source: int, target: int, length: int) -> None:
+        """Move a prompt to another row, to close the gap that a finished one left."""
+        for cache in (self.prompt_k_LAKPH, self.prompt_v_LAKPH):
+            cache[:, target, :, :length] = cache[:, source, :, :length]
 
-
-class PromptCache:
-    """One prompt's keys and values [L, P, K, H] and the hidden state of its last token [D]."""
-
-    def __init__(self, k_LPKH: Tensor, v_LPKH: Tensor, hidden_D: Tensor):
-        self.k_LPKH, self.v_LPKH, self.hidden_D = k_LPKH, v_LPKH, hidden_D
+    def move_answer(self, source: int, target: int, length: int) -> None:
+        """Move a sample to another slot, to close the gap that a finished one left."""
+        for cache in (self.answer_k_LBKSH, self.answer_v_LBKSH):
+            cache[:, target, :, :length] = cache[:, source, :, :length]
 
 
 class PrefillAttention:
@@ -60,20 +82,49 @@ class PrefillAttention:
 
 
 class DecodeAttention:
-    """One new token for each of the first B slots: stores its key and value, then attends to its slot's past."""
+    """One new token for each of the first shape.slots samples: stores its key and value, then attends to its past.
 
-    def __init__(self, cache: KVCache, positions_B: Tensor, longest: int):
-        self.cache, self.span = cache, longest + 1
-        self.positions_B = positions_B
-        self.rows_B = torch.arange(len(positions_B), device=positions_B.device)
-        self.lengths_B = (positions_B + 1).to(torch.int32)
-        self.mask_BS = torch.arange(self.span, device=positions_B.device) <= positions_B[:, None]
+    place_B: the answer position of each new token. seat_B: row x seats + seat of each sample's query among its
+    prompt's; rows x seats for a slot that is not in use. prompt_length_A: tokens of each prompt.
+    """
+
+    def __init__(self, cache: KVCache, shape: Shape, place_B: Tensor, seat_B: Tensor, prompt_length_A: Tensor):
+        self.cache, self.shape, self.place_B, self.seat_B = cache, shape, place_B, seat_B
+        self.slot_B = torch.arange(shape.slots, device=place_B.device)
+        self.answer_length_B, self.prompt_length_A = (place_B + 1).int(), prompt_length_A.int()
+        self.answer_bias = _bias(self.answer_length_B, shape.answer_span, cache.answer_k_LBKSH.dtype)
+        self.prompt_bias = _bias(self.prompt_length_A, shape.prompt_span, cache.answer_k_LBKSH.dtype)
 
     def __call__(self, layer: int, q_BNH: Tensor, k_BKH: Tensor, v_BKH: Tensor) -> Tensor:
-        k_BSKH, v_BSKH = self.cache.k_LBSKH[layer], self.cache.v_LBSKH[layer]
-        k_BSKH[self.rows_B, self.positions_B] = k_BKH
-        v_BSKH[self.rows_B, self.positions_B] = v_BKH
-        batch = len(self.rows_B)
-        return cached_attention(
-            q_BNH, k_BSKH[:batch, : self.span], v_BSKH[:batch, : self.span], self.lengths_B, self.mask_BS
+        shape, cache = self.shape, self.cache
+        k_BKSH, v_BKSH = cache.answer_k_LBKSH[layer], cache.answer_v_LBKSH[layer]
+        k_BKSH[self.slot_B, :, self.place_B] = k_BKH
+        v_BKSH[self.slot_B, :, self.place_B] = v_BKH
+        own_B1NH, own_lse_B1N = cached_attention(
+            q_BNH[:, None],
+            k_BKSH[: shape.slots, :, : shape.answer_span],
+            v_BKSH[: shape.slots, :, : shape.answer_span],
+            self.answer_length_B,
+            self.answer_bias,
         )
+        seats = shape.rows * shape.seats
+        seated = q_BNH.new_zeros(seats + 1, *q_BNH.shape[1:]).index_copy_(0, self.seat_B, q_BNH)[:seats]
+        shared_AGNH, shared_lse_AGN = cached_attention(
+            seated.unflatten(0, (shape.rows, shape.seats)),
+            cache.prompt_k_LAKPH[layer, : shape.rows, :, : shape.prompt_span],
+            cache.prompt_v_LAKPH[layer, : shape.rows, :, : shape.prompt_span],
+            self.prompt_length_A,
+            self.prompt_bias,
+        )
+        from_B = self.seat_B.clamp(max=seats - 1)
+        own_BNH, shared_BNH = own_B1NH[:, 0], shared_AGNH.flatten(0, 1)[from_B]
+        share_BN = torch.sigmoid(shared_lse_AGN.flatten(0, 1)[from_B] - own_lse_B1N[:, 0])  # e^a / (e^a + e^b)
+        return torch.lerp(own_BNH, shared_BNH, share_BN[..., None].to(own_BNH.dtype))
+
+
+def _bias(length_B: Tensor, span: int, dtype: torch.dtype) -> Tensor:
+    """[B, 1, 1, span]: 0 on the first length positions, -inf behind them."""
+    behind_BS = torch.arange(span, device=length_B.device) >= length_B[:, None]
+    return torch.zeros(behind_BS.shape, dtype=dtype, device=length_B.device).masked_fill_(behind_BS, -torch.inf)[
+        :, None, None
+    ]

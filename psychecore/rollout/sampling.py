@@ -11,8 +11,10 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+BLOCK = 128  # tokens; divides the vocabularies of Qwen2.5, Qwen3 and SmolLM2
 GOLDEN = -7046029254386353131  # 2^64 / golden ratio as a signed integer: the increment of splitmix64
 
 
@@ -51,19 +53,36 @@ def sample(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tupl
 
     uniform_B holds numbers in [0, 1). Tokens whose logit is -inf are never drawn.
     """
-    logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
     if params.temperature == 0:
-        ids_B = logits_BV.argmax(-1)
-    else:
-        logits_BV = filter_logits(logits_BV / params.temperature, params)
-        weight_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).exp_()
-        cumulative_BV = weight_BV.cumsum(-1)
-        total_B1 = cumulative_BV[:, -1:]
-        # strictly below the total, so that rounding can't point past the last token with mass
-        point_B1 = torch.minimum(uniform_B[:, None] * total_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
-        ids_B = torch.searchsorted(cumulative_BV, point_B1.to(cumulative_BV.dtype), right=True)[:, 0]
-    picked_B = logits_BV.gather(-1, ids_B[:, None])[:, 0]
-    return ids_B, picked_B - logits_BV.logsumexp(-1)
+        wide_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
+        top_B, ids_B = wide_BV.max(-1)
+        return ids_B, top_B - wide_BV.logsumexp(-1)
+    if params.temperature != 1:
+        logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)) / params.temperature
+    logits_BV = filter_logits(logits_BV, params)
+    p_BV = logits_BV.softmax(-1, dtype=torch.promote_types(logits_BV.dtype, torch.float32))
+    ids_B = _invert(p_BV, uniform_B)
+    return ids_B, p_BV.gather(-1, ids_B[:, None])[:, 0].log()
+
+
+def _invert(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """The index at which the cumulative distribution passes each number, never one without mass.
+
+    Two levels, a block and a place in it: a third of the time of one cumulative sum over the vocabulary.
+    """
+    blocks_BCV = F.pad(p_BV, (0, -p_BV.shape[1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    before_BC = blocks_BCV.sum(-1).cumsum(-1)
+    point_B1 = _below(uniform_B[:, None].to(p_BV.dtype) * before_BC[:, -1:], before_BC[:, -1:])
+    block_B1 = torch.searchsorted(before_BC, point_B1, right=True)
+    inside_BV = blocks_BCV.gather(1, block_B1[..., None].expand(-1, 1, BLOCK))[:, 0].cumsum(-1)
+    start_B1 = F.pad(before_BC, (1, 0)).gather(-1, block_B1)
+    rest_B1 = _below(point_B1 - start_B1, inside_BV[:, -1:])
+    return block_B1[:, 0] * BLOCK + torch.searchsorted(inside_BV, rest_B1, right=True)[:, 0]
+
+
+def _below(x: Tensor, bound: Tensor) -> Tensor:
+    """x, at most the largest number below `bound`: rounding must not point past the last token with mass."""
+    return torch.minimum(x, torch.nextafter(bound, torch.zeros_like(bound)))
 
 
 def filter_logits(logits_BV: Tensor, params: SamplingParams) -> Tensor:

@@ -6,11 +6,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import psychecore as pc
 from psychecore.data.packing import pack
 from psychecore.model import attention as facade
 from psychecore.model.attention import PackedAttention, cached_attention, resolve_backend, set_backend
@@ -77,15 +79,22 @@ def flash_stand_in() -> SimpleNamespace:
         softmax_scale: float | None = None,
         causal: bool = False,
         num_splits: int = 0,
-    ) -> Tensor:
+        return_softmax_lse: bool = False,
+    ) -> tuple[Tensor, Tensor]:
         assert k is v is None, "keys and values are stored before the call"
         assert cache_seqlens is not None
         assert cache_seqlens.dtype == torch.int32
         assert num_splits == 1, "the split must not depend on the batch"
-        out = torch.empty_like(q)
+        assert return_softmax_lse
+        assert not causal
+        assert q.stride(-1) == k_cache.stride(-1) == v_cache.stride(-1) == 1
+        out, lse_BNQ = torch.empty_like(q), q.new_empty(q.shape[0], q.shape[2], q.shape[1])
         for b, length in enumerate(cache_seqlens.tolist()):
-            out[b] = written_out(q[b], k_cache[b, :length], v_cache[b, :length])
-        return out
+            for i in range(q.shape[1]):
+                out[b, i] = written_out(q[b, i, None], k_cache[b, :length], v_cache[b, :length])[0]
+            keys = k_cache[b, :length].repeat_interleave(q.shape[2] // k_cache.shape[2], 1)
+            lse_BNQ[b] = (torch.einsum("qnh,knh->nqk", q[b], keys) / math.sqrt(q.shape[-1])).logsumexp(-1)
+        return out, lse_BNQ
 
     return SimpleNamespace(
         flash_attn_varlen_func=flash_attn_varlen_func, flash_attn_with_kvcache=flash_attn_with_kvcache
@@ -121,13 +130,36 @@ def test_segments_attend_to_their_keys_bottom_right(
     torch.testing.assert_close(attention(0, q, k, v), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_cached_attention_sees_exactly_the_valid_positions(backend: str) -> None:
-    q, k, v = random_heads(3, 6, 8, seed=0), random_heads(3, 9, 2, 8, seed=1), random_heads(3, 9, 2, 8, seed=2)
+@pytest.mark.parametrize("queries", [1, 4])
+def test_cached_attention_sees_exactly_the_valid_positions_and_gives_its_log_sum_exp(
+    queries: int, backend: str
+) -> None:
+    q, k, v = random_heads(3, queries, 6, 8, seed=0), random_heads(3, 2, 9, 8, seed=1), random_heads(3, 2, 9, 8, seed=2)
     lengths_B = torch.tensor([9, 1, 5], dtype=torch.int32)
-    mask_BS = torch.arange(9) < lengths_B[:, None]
-    expected = torch.stack([written_out(q[b, None], k[b, :n], v[b, :n])[0] for b, n in enumerate([9, 1, 5])])
-    out = cached_attention(q, k, v, lengths_B, mask_BS)
-    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    bias = torch.zeros(3, 1, 1, 9, dtype=q.dtype).masked_fill(
+        torch.arange(9) >= lengths_B[:, None, None, None], -math.inf
+    )
+    out, lse = cached_attention(q, k, v, lengths_B, bias)
+    for b, n in enumerate([9, 1, 5]):
+        for i in range(queries):
+            keys, values = (x[b, :, :n].transpose(0, 1) for x in (k, v))
+            expected = written_out(q[b, i, None], keys, values)[0]
+            torch.testing.assert_close(out[b, i], expected, rtol=1e-12, atol=1e-12)
+            scores_NS = torch.einsum("nh,snh->ns", q[b, i], keys.repeat_interleave(3, 1)) / math.sqrt(8)
+            torch.testing.assert_close(lse[b, i], scores_NS.logsumexp(-1), rtol=1e-12, atol=1e-12)
+
+
+def test_the_plain_path_of_other_devices_equals_the_cpu_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = random_heads(2, 3, 6, 8, seed=0), random_heads(2, 2, 9, 8, seed=1), random_heads(2, 2, 9, 8, seed=2)
+    lengths_B, bias = torch.tensor([9, 9], dtype=torch.int32), torch.zeros(2, 1, 1, 9, dtype=torch.float64)
+    expected = cached_attention(q, k, v, lengths_B, bias)
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda")  # type: ignore[assignment]
+
+    plain = cached_attention(q.as_subclass(Elsewhere), k, v, lengths_B, bias)
+    for ours, theirs in zip(plain, expected, strict=True):
+        torch.testing.assert_close(ours.as_subclass(torch.Tensor), theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_a_prefix_tree_gives_each_sequence_its_own_hidden_states(
@@ -154,3 +186,18 @@ def test_flash_is_taken_on_cuda_in_16_bit_only_and_can_be_forced(monkeypatch: py
     assert resolve_backend(cuda, torch.bfloat16) == "torch"
     with pytest.raises(ValueError, match="'xformers'"):
         set_backend("xformers")  # type: ignore[arg-type]
+
+
+def test_the_whole_sampler_gives_the_cpu_path_s_tokens_through_flash_attn(
+    tiny_model: Callable[..., Decoder], letter_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facade, "flash_attn", flash_stand_in)
+    params = pc.SamplingParams(max_new_tokens=10)
+    prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
+    groups = []
+    for backend in ("torch", "flash"):
+        set_backend(backend)  # type: ignore[arg-type]
+        groups.append(pc.Sampler(tiny_model(), letter_tokenizer, max_slots=4).generate(prompts, params, 3))
+    set_backend(None)
+    for ours, theirs in zip(*groups, strict=True):
+        assert [r.token_ids for r in ours.rollouts] == [r.token_ids for r in theirs.rollouts]

@@ -1,0 +1,60 @@
+"""The decoding step: tensors in, tensors out, at the sizes of a `Shape`, without reading a tensor on the host.
+
+That makes a step of equal sizes a CUDA graph: what changes between replays are the tensors of `State` and the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from psychecore.model import fused
+from psychecore.model.decoder import Decoder
+from psychecore.rollout.kv_cache import DecodeAttention, KVCache, Shape
+from psychecore.rollout.sampling import SamplingParams, sample, uniform
+
+
+@dataclass
+class State:
+    """What the slots hold, one row each; all int64 but for running, done (bool) and logprob (fp32 or wider)."""
+
+    token_B: Tensor  # the last token
+    count_B: Tensor  # tokens said
+    key_B: Tensor
+    prompt_B: Tensor  # length of the prompt
+    seat_B: Tensor
+    running_B: Tensor
+    done_B: Tensor
+    stopped_B: Tensor
+    said_BM: Tensor
+    logprob_BM: Tensor
+    prompt_length_A: Tensor  # of the prompt rows
+    stop_V: Tensor  # which tokens end a sample
+    forbidden_V: Tensor  # which must not be sampled: none, or [V]
+
+
+def decode_step(model: Decoder, cache: KVCache, state: State, shape: Shape, params: SamplingParams) -> None:
+    """The last token of every running sample through the model, and one new token each; writes into `state`."""
+    slots = slice(0, shape.slots)
+    place_B = (state.count_B[slots] - 1).clamp(min=0)
+    attention = DecodeAttention(cache, shape, place_B, state.seat_B[slots], state.prompt_length_A[: shape.rows])
+    hidden_BD = model(state.token_B[slots], state.prompt_B[slots] + place_B, attention)
+    accept(model, state, torch.arange(shape.slots, device=place_B.device), hidden_BD, params)
+
+
+def accept(model: Decoder, state: State, slot_B: Tensor, hidden_BD: Tensor, params: SamplingParams) -> None:
+    """Sample the next token of these slots from their hidden states and record it; slots that don't run stay as is."""
+    logits_BV = fused.linear(hidden_BD, model.head_weight)
+    if len(state.forbidden_V):
+        logits_BV = logits_BV.masked_fill(state.forbidden_V, -torch.inf)
+    count_B = state.count_B[slot_B]
+    token_B, logprob_B = sample(logits_BV, params, uniform(state.key_B[slot_B], count_B))
+    running_B = state.running_B[slot_B]
+    state.said_BM[slot_B, count_B] = token_B
+    state.logprob_BM[slot_B, count_B] = logprob_B.to(state.logprob_BM.dtype)
+    state.token_B[slot_B] = token_B
+    state.count_B[slot_B] = count_B + running_B
+    state.stopped_B[slot_B] = state.stop_V[token_B]
+    state.done_B[slot_B] = running_B & (state.stop_V[token_B] | (count_B + 1 >= params.max_new_tokens))

@@ -1,0 +1,266 @@
+"""Continuous batching: which sample runs in which slot, and the decoding step.
+
+A finished sample's slot is refilled at once from waiting work, across prompts; a prompt's row is kept while samples of
+it run or wait. Running samples occupy slots 0..n-1 and prompts rows 0..m-1, so that a step reads plain slices; its
+sizes are taken from a few buckets. The host reads one tensor a step, which samples are done, after the step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from psychecore.data.packing import pack, plan_micro_batches
+from psychecore.model.attention import PackedAttention
+from psychecore.model.decoder import Decoder
+from psychecore.rollout.decode import State, accept, decode_step
+from psychecore.rollout.kv_cache import KVCache, PrefillAttention, Shape
+from psychecore.rollout.sampling import SamplingParams
+
+PREFILL_TOKENS = 4096  # of one forward pass; bounds its activations
+SPAN = 32  # cached positions are read in multiples of this
+
+
+@dataclass
+class SamplerStats:
+    """What a generate call did: tokens, steps, seconds, and how full the slots were."""
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    steps: int = 0
+    slot_steps: int = 0
+    running_steps: int = 0
+    prefill_seconds: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def occupancy(self) -> float:
+        """Share of slots that held a running sample, averaged over the steps while samples were waiting."""
+        return self.running_steps / self.slot_steps if self.slot_steps else 1.0
+
+
+class Sample(NamedTuple):
+    """One continuation to be sampled: of which prompt, which of its samples, and the key of its random numbers."""
+
+    prompt: int
+    number: int
+    key: int
+
+
+class Said(NamedTuple):
+    """A sample that is complete: its tokens, their log-probs, and whether a stop token ended it."""
+
+    sample: Sample
+    token_ids: list[int]
+    logprobs: list[float]
+    stopped: bool
+
+
+class Engine:
+    """Runs samples to their end, up to `slots` of them and `rows` of their prompts at a time."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        prompt_ids: Sequence[Sequence[int]],
+        waiting: Sequence[Sample],
+        params: SamplingParams,
+        slots: int,
+        rows: int,
+        stop_ids: Sequence[int],
+        valid_ids: Sequence[bool],
+    ):
+        self.model, self.params, self.prompt_ids = model, params, prompt_ids
+        self.slots, self.rows = slots, rows
+        self.waiting = deque(waiting)
+        self.unfinished = Counter(entry.prompt for entry in waiting)
+        self.stats = SamplerStats()
+        self.samples: list[Sample] = []  # by slot
+        self.prompts: list[int] = []  # by row
+        self.hidden_D: dict[int, Tensor] = {}  # the last hidden state of prompts that samples still wait for
+        self.started: list[int] = []  # by slot, the step at which it was filled
+        self.step = 0
+        longest = _up(max(map(len, prompt_ids), default=1), SPAN)
+        limit = _up(params.max_new_tokens, SPAN)
+        device, vocabulary = model.device, model.config.vocab_size
+        self.cache = KVCache(model.config, rows, longest, slots, limit, model.compute_dtype, device)
+        allowed_V = torch.zeros(vocabulary, dtype=torch.bool)
+        valid_V = torch.as_tensor(valid_ids, dtype=torch.bool)[:vocabulary]
+        allowed_V[: len(valid_V)] = valid_V
+        zeros = torch.zeros(slots, dtype=torch.int64, device=device)
+        no = torch.zeros(slots, dtype=torch.bool, device=device)
+        wide = torch.promote_types(model.compute_dtype, torch.float32)
+        self.state = State(
+            token_B=zeros.clone(),
+            count_B=zeros.clone(),
+            key_B=zeros.clone(),
+            prompt_B=zeros.clone(),
+            seat_B=zeros.clone(),
+            running_B=no.clone(),
+            done_B=no.clone(),
+            stopped_B=no.clone(),
+            said_BM=zeros.new_zeros(slots, params.max_new_tokens),
+            logprob_BM=torch.zeros(slots, params.max_new_tokens, dtype=wide, device=device),
+            prompt_length_A=torch.ones(rows, dtype=torch.int64, device=device),
+            stop_V=torch.zeros(vocabulary, dtype=torch.bool, device=device),
+            forbidden_V=no[:0] if allowed_V.all() else ~allowed_V.to(device),
+        )
+        if not params.ignore_stop:
+            self.state.stop_V[[i for i in stop_ids if i < vocabulary]] = True
+
+    def run(self) -> Iterator[Said]:
+        """Run until nothing is left; yields each sample when it is complete."""
+        return (said for finished in self.steps() for said in finished)
+
+    def steps(self) -> Iterator[list[Said]]:
+        """Run until nothing is left; yields after every step the samples that it completed, maybe none."""
+        start = time.perf_counter()
+        while self.waiting or self.samples:
+            while self._admit():
+                yield list(self._retire())
+            if self.samples:
+                decode_step(self.model, self.cache, self.state, self._shape(), self.params)
+                self.step += 1
+                self._count()
+                yield list(self._retire())
+        self.stats.seconds = time.perf_counter() - start
+
+    def running(self) -> Iterator[tuple[Sample, list[int]]]:
+        """The samples that run, with their tokens so far."""
+        for slot, entry in enumerate(self.samples):
+            yield entry, self.state.said_BM[slot, : int(self.state.count_B[slot])].tolist()
+
+    def _count(self) -> None:
+        self.stats.steps += 1
+        self.stats.new_tokens += len(self.samples)
+        if self.waiting:
+            self.stats.slot_steps += self.slots
+            self.stats.running_steps += len(self.samples)
+
+    def _admit(self) -> bool:
+        """Fill free slots from the waiting samples; their first token comes from their prompt's last hidden state."""
+        first = len(self.samples)
+        entering: list[Sample] = []
+        while self.waiting and first + len(entering) < self.slots:
+            if self.waiting[0].prompt not in self.hidden_D and not self._prefill():
+                break  # every row is taken by a prompt whose samples still run
+            entering.append(self.waiting.popleft())
+        if not entering:
+            return False
+        state, device = self.state, self.model.device
+        slot_B = torch.arange(first, first + len(entering), device=device)
+        state.key_B[slot_B] = torch.tensor([entry.key for entry in entering], device=device)
+        state.prompt_B[slot_B] = torch.tensor([len(self.prompt_ids[e.prompt]) for e in entering], device=device)
+        state.count_B[slot_B] = 0
+        state.running_B[slot_B] = True
+        self.samples += entering
+        self.started += [self.step] * len(entering)
+        accept(self.model, state, slot_B, torch.stack([self.hidden_D[e.prompt] for e in entering]), self.params)
+        self.stats.new_tokens += len(entering)
+        for prompt in set(self.hidden_D) - {entry.prompt for entry in self.waiting}:
+            del self.hidden_D[prompt]
+        self._seat()
+        return True
+
+    def _prefill(self) -> bool:
+        """Run the next waiting prompts packed, as many as there are free rows and tokens in the budget."""
+        free, tokens = self.rows - len(self.prompts), 0
+        chosen: list[int] = []
+        for prompt in dict.fromkeys(entry.prompt for entry in self.waiting):
+            tokens += len(self.prompt_ids[prompt])
+            if len(chosen) == free or (chosen and tokens > PREFILL_TOKENS):
+                break
+            if prompt not in self.hidden_D:
+                chosen.append(prompt)
+        start = time.perf_counter()
+        for chunk in plan_micro_batches([len(self.prompt_ids[p]) for p in chosen], PREFILL_TOKENS):
+            ids = [list(self.prompt_ids[chosen[i]]) for i in chunk]
+            batch = pack([(prompt, [False] * len(prompt)) for prompt in ids]).to(self.model.device)
+            packed = PackedAttention(batch.cu_q, batch.cu_k, batch.key_index_I, self.model.device)
+            attention = PrefillAttention(packed, self.model.config, batch.tokens, self.model.compute_dtype)
+            hidden_TD = self.model(batch.tokens_T, batch.positions_T, attention)
+            for i, places in zip(chunk, batch.places, strict=True):
+                row = len(self.prompts)
+                self.prompts.append(chosen[i])
+                self.cache.store_prompt(row, attention.k_LTKH[:, places], attention.v_LTKH[:, places])
+                self.state.prompt_length_A[row] = len(places)
+                self.hidden_D[chosen[i]] = hidden_TD[places[-1]]
+            self.stats.prompt_tokens += batch.tokens
+        self.stats.prefill_seconds += time.perf_counter() - start
+        return bool(chosen)
+
+    def _retire(self) -> Iterator[Said]:
+        """Take complete samples out, close the gaps with the last running ones, free rows that nobody needs."""
+        done = self.state.done_B[: len(self.samples)].nonzero()[:, 0].tolist()  # the one host synchronisation of a step
+        for slot in reversed(done):  # from the end, so that moves don't disturb the rest
+            count = int(self.state.count_B[slot])
+            entry, token_ids = self.samples[slot], self.state.said_BM[slot, :count].tolist()
+            yield Said(entry, token_ids, self.state.logprob_BM[slot, :count].tolist(), bool(self.state.stopped_B[slot]))
+            last = len(self.samples) - 1
+            if slot != last:
+                self.cache.move_answer(last, slot, int(self.state.count_B[last]))
+                for field in fields(self.state):
+                    if "_B" in field.name:
+                        tensor = getattr(self.state, field.name)
+                        tensor[slot] = tensor[last]
+                self.samples[slot], self.started[slot] = self.samples[last], self.started[last]
+            self.samples.pop()
+            self.started.pop()
+            for tensor in (self.state.running_B, self.state.done_B, self.state.count_B):
+                tensor[last] = 0
+            self.unfinished[entry.prompt] -= 1
+            if not self.unfinished[entry.prompt]:
+                self._free(self.prompts.index(entry.prompt))
+        if done:
+            self._seat()
+
+    def _free(self, row: int) -> None:
+        last = len(self.prompts) - 1
+        if row != last:
+            self.cache.move_prompt(last, row, len(self.prompt_ids[self.prompts[last]]))
+            self.state.prompt_length_A[row] = self.state.prompt_length_A[last]
+            self.prompts[row] = self.prompts[last]
+        self.prompts.pop()
+
+    def _seat(self) -> None:
+        """Give every running sample a seat among its prompt's, and the others the place behind all seats."""
+        row_of = {prompt: row for row, prompt in enumerate(self.prompts)}
+        taken: Counter[int] = Counter()
+        seats = []
+        for entry in self.samples:
+            seats.append((row_of[entry.prompt], taken[entry.prompt]))
+            taken[entry.prompt] += 1
+        self.seats = _bucket(max(taken.values(), default=1))
+        outside = _bucket(max(len(self.prompts), 1), self.rows) * self.seats
+        flat = [row * self.seats + seat for row, seat in seats] + [outside] * (self.slots - len(seats))
+        self.state.seat_B.copy_(torch.tensor(flat))
+        self.longest_prompt = max((len(self.prompt_ids[p]) for p in self.prompts), default=1)
+        self.oldest = min(self.started, default=self.step)
+
+    def _shape(self) -> Shape:
+        return Shape(
+            slots=_bucket(len(self.samples), self.slots),
+            rows=_bucket(len(self.prompts), self.rows),
+            seats=self.seats,
+            prompt_span=_up(self.longest_prompt, SPAN),
+            answer_span=_up(self.step - self.oldest + 1, SPAN),
+        )
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _bucket(value: int, limit: int | None = None) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, ...: at most a third of a step is spent on slots not in use."""
+    size = 1
+    while size < value:
+        half = size + size // 2
+        size = half if size > 1 and half >= value and size & (size - 1) == 0 else size * 2
+    return size if limit is None else min(size, limit)
