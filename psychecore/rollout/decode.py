@@ -23,6 +23,7 @@ class State:
     token_B: Tensor  # the last token
     count_B: Tensor  # tokens said
     key_B: Tensor
+    limit_B: Tensor  # tokens to say at most
     prompt_B: Tensor  # length of the prompt
     seat_B: Tensor
     running_B: Tensor
@@ -57,4 +58,4 @@ def accept(model: Decoder, state: State, slot_B: Tensor, hidden_BD: Tensor, para
     state.token_B[slot_B] = token_B
     state.count_B[slot_B] = count_B + running_B
     state.stopped_B[slot_B] = state.stop_V[token_B]
-    state.done_B[slot_B] = running_B & (state.stop_V[token_B] | (count_B + 1 >= params.max_new_tokens))
+    state.done_B[slot_B] = running_B & (state.stop_V[token_B] | (count_B + 1 >= state.limit_B[slot_B]))

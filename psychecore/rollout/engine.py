@@ -46,11 +46,12 @@ class SamplerStats:
 
 
 class Sample(NamedTuple):
-    """One continuation to be sampled: of which prompt, which of its samples, and the key of its random numbers."""
+    """One continuation to be sampled: of which prompt, which of its samples, random key, and longest length."""
 
     prompt: int
     number: int
     key: int
+    limit: int
 
 
 class Said(NamedTuple):
@@ -100,6 +101,7 @@ class Engine:
             token_B=zeros.clone(),
             count_B=zeros.clone(),
             key_B=zeros.clone(),
+            limit_B=zeros.clone(),
             prompt_B=zeros.clone(),
             seat_B=zeros.clone(),
             running_B=no.clone(),
@@ -156,6 +158,7 @@ class Engine:
         state, device = self.state, self.model.device
         slot_B = torch.arange(first, first + len(entering), device=device)
         state.key_B[slot_B] = torch.tensor([entry.key for entry in entering], device=device)
+        state.limit_B[slot_B] = torch.tensor([entry.limit for entry in entering], device=device)
         state.prompt_B[slot_B] = torch.tensor([len(self.prompt_ids[e.prompt]) for e in entering], device=device)
         state.count_B[slot_B] = 0
         state.running_B[slot_B] = True

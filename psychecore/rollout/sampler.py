@@ -144,7 +144,7 @@ class Sampler:
             raise ValueError(f"{len(prompt_ids)} prompts, but {len(keys)} prompt keys")
         self._check_lengths(prompt_ids, params)
         waiting = [
-            Sample(p, g, stream_key(params.seed, keys[p], g))
+            Sample(p, g, stream_key(params.seed, keys[p], g), params.max_new_tokens)
             for p in range(len(prompt_ids))
             for g in range(samples_per_prompt)
         ]

@@ -30,13 +30,14 @@ class RunLog:
                 file.write(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n")
 
     def keep_until(self, name: str, phase: str, step: int) -> None:
-        """Drop the rows of `phase` after `step`: a resumed run writes them again."""
+        """Drop the rows of `phase` after `step`, which a resumed run writes again, and a last line that a kill cut off."""
         path = self.folder / name
         if self.runtime.first and path.exists():
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            kept = [row for row in rows if row.get("phase") != phase or row["step"] <= step]
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+            kept = [line for line, row in rows if row.get("phase") != phase or row["step"] <= step]
             temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")
+            temporary.write_text("".join(kept), encoding="utf-8")
             temporary.replace(path)
 
 

@@ -109,7 +109,7 @@ def test_the_decoding_step_is_one_full_graph_without_host_synchronisation(
     tiny_model: Callable[..., pc.Decoder],
 ) -> None:
     def engine() -> Engine:
-        waiting = [Sample(p, g, stream_key(0, p, g)) for p in range(2) for g in range(3)]
+        waiting = [Sample(p, g, stream_key(0, p, g), 37) for p in range(2) for g in range(3)]
         made = Engine(tiny_model(), PROMPTS[:2], waiting, PARAMS, 6, 2, [0], [True] * 61)
         made._admit()
         return made

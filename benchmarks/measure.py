@@ -1,0 +1,83 @@
+"""What every benchmark shares: interleaved rounds, ratios of medians, the machine's roof, result files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).resolve().parent / "results"
+MODEL = Path(__file__).resolve().parents[1] / ".models" / "SmolLM2-135M-Instruct"
+
+
+def race(contestants: Mapping[str, Callable[[], float]], rounds: int = 3) -> dict[str, list[float]]:
+    """Run each contestant once to warm up, then `rounds` times in turn; each returns a rate (higher is better)."""
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        for name, run in contestants.items():
+            rate = run()
+            if number:
+                rates[name].append(rate)
+            print(f"  {'warm-up' if not number else f'round {number}'}  {name:<28}{rate:10.1f}", flush=True)
+    return rates
+
+
+def summary(rates: Mapping[str, list[float]], ours: str) -> dict[str, Any]:
+    """Medians, spreads, and how many times faster `ours` is than each other contestant."""
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "rates": {name: [round(v, 2) for v in values] for name, values in rates.items()},
+        "median": {name: round(value, 2) for name, value in medians.items()},
+        "times_faster": {name: round(medians[ours] / value, 2) for name, value in medians.items() if name != ours},
+    }
+
+
+def roof(dtype: torch.dtype) -> dict[str, float]:
+    """Bytes a second of a large copy (read plus write) and FLOP/s of a large matrix product, here and now."""
+    x = torch.ones(64 * 2**20)
+    y = torch.empty_like(x)
+    a = torch.ones(2048, 2048, dtype=dtype)
+    copy = min(_seconds(lambda: y.copy_(x)) for _ in range(5))
+    product = min(_seconds(lambda: a @ a) for _ in range(5))
+    return {"bytes_per_s": 2 * x.nbytes / copy, "flops": 2 * 2048**3 / product}
+
+
+def machine() -> dict[str, Any]:
+    """What ran it, for the result file."""
+    model = ""
+    if Path("/proc/cpuinfo").exists():
+        text = Path("/proc/cpuinfo").read_text()
+        lines = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+        flags = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in text]
+        model = f"{lines[0] if lines else platform.machine()} ({', '.join(flags)})"
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "command": "python " + " ".join(sys.argv),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def save(name: str, result: Mapping[str, Any]) -> None:
+    """Write benchmarks/results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n", encoding="utf-8")
+    print(f"wrote {path}")
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

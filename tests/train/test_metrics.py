@@ -1,0 +1,65 @@
+"""What a run writes down: rows that stay readable, FLOPs that add up, a line a person can read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from psychecore.model.config import ModelConfig
+from psychecore.runtime import Runtime
+from psychecore.train.metrics import RunLog, Stopwatch, matmul_peak, peak_memory_gib, step_line, training_flops
+
+ALONE = Runtime(0, 1, torch.device("cpu"))
+
+
+def test_rows_are_json_objects_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, ALONE)
+    log.write(
+        "m.jsonl", {"step": 1, "loss": float("nan"), "text": "心理\n", "nested": {"x": [float("inf"), 1.23456789]}}
+    )
+    (row,) = map(json.loads, (tmp_path / "m.jsonl").read_text(encoding="utf-8").splitlines())
+    assert row == {"step": 1, "loss": None, "text": "心理\n", "nested": {"x": [None, 1.23457]}}
+
+
+def test_only_the_first_rank_writes(tmp_path: Path) -> None:
+    RunLog(tmp_path, Runtime(1, 2, torch.device("cpu"))).write("m.jsonl", {"step": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resumed_run_drops_later_rows_of_its_phase_and_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, ALONE)
+    for phase, step in (("sft", 1), ("sft", 2), ("grpo", 1), ("grpo", 2), ("grpo", 3)):
+        log.write("m.jsonl", {"phase": phase, "step": step})
+    with open(tmp_path / "m.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"phase": "grpo", "st')
+    log.keep_until("m.jsonl", "grpo", 1)
+    rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["phase"], row["step"]) for row in rows] == [("sft", 1), ("sft", 2), ("grpo", 1)]
+    log.keep_until("absent.jsonl", "grpo", 1)
+
+
+def test_training_flops_are_six_per_weight_and_token_the_head_for_labels_only() -> None:
+    config = ModelConfig("llama", 100, 8, 1, 2, 1, 4, 16, tied_head=True)
+    layer = 8 * 16 + 8 * 8 + 3 * 8 * 16 + 2 * 8  # qkv, out, the three of the MLP, two norms
+    assert training_flops(config, 10, 3) == 6 * ((layer + 8) * 10 + 100 * 8 * 3)
+
+
+def test_the_machine_s_figures_are_plausible() -> None:
+    assert 0.01 < peak_memory_gib(torch.device("cpu")) < 1000
+    assert 1e8 < matmul_peak(torch.device("cpu"), torch.float32, size=256, seconds=0.01) < 1e15
+
+
+def test_the_stopwatch_adds_up_by_phase() -> None:
+    watch = Stopwatch(torch.device("cpu"))
+    for _ in range(2):
+        with watch("rollout"):
+            pass
+    assert set(watch.seconds) == {"rollout"}
+    assert 0 < watch.seconds["rollout"] < 1
+
+
+def test_the_line_of_a_step_names_what_it_shows() -> None:
+    line = step_line("grpo", 3, 20, {"reward": 0.5, "kl": 0.01}, {"reward": ".3f", "kl": ".4f", "absent": ".1f"})
+    assert line == "grpo  3/20  reward 0.500  kl 0.0100"
