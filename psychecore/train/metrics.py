@@ -30,7 +30,7 @@ class RunLog:
                 file.write(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n")
 
     def keep_until(self, name: str, phase: str, step: int) -> None:
-        """Drop the rows of `phase` after `step`, which a resumed run writes again, and a last line that a kill cut off."""
+        """Drop the rows of `phase` after `step`, which a resumed run writes again, and a last line that was cut off."""
         path = self.folder / name
         if self.runtime.first and path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
