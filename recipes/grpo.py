@@ -89,6 +89,7 @@ class SamplingOptions:
 
     params: SamplingParams = field(default_factory=lambda: SamplingParams(max_new_tokens=1024))
     max_slots: int = option(64, "sequences that run at the same time on a rank")
+    memory_gib: float | None = option(None, "bound of a rank's key/value cache; work that does not fit waits")
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
             log.keep_until(name, "grpo", first_step)
         runtime.say(f"continuing {folder} after step {first_step}")
     reference = load_reference(config, first_step, policy.compute_dtype, runtime)
-    sampler = Sampler(policy, tokenizer, config.sampling.max_slots, max_length(config, prompts))
+    sampling = config.sampling
+    sampler = Sampler(policy, tokenizer, sampling.max_slots, max_length(config, prompts), sampling.memory_gib)
     runtime.say(
         f"GRPO: {len(questions)} questions, {total_steps} steps of {train.prompts_per_step} prompts x "
         f"{train.samples_per_prompt} samples, {policy.config.parameters / 1e6:.0f}M parameters, "
@@ -192,6 +194,7 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         flops = training_flops(policy.config, row["tokens"], row["new_tokens"])
         row |= {f"{phase}_seconds": seconds for phase, seconds in watch.seconds.items()}
         row["rollout_tokens_per_s"] = row["new_tokens"] / watch.seconds["rollout"]
+        row["occupancy"] = sampler.stats.occupancy
         row["update_tokens_per_s"] = row["tokens"] / watch.seconds["update"]
         row["mfu"] = flops / watch.seconds["update"] / (peak * runtime.world_size)
         row |= {"memory_gib": peak_memory_gib(runtime.device), "seconds": time.perf_counter() - started}

@@ -132,7 +132,7 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
 def encode(rows: list[Conversation], tokenizer: Tokenizer, max_length: int, runtime: Runtime) -> list[Encoded]:
     """Token ids and loss masks of all rows. Raises ValueError for a row that is too long or teaches nothing."""
     encoded = []
-    for row in tqdm(rows, desc="tokenize", disable=not runtime.first, leave=False):
+    for row in tqdm(rows, desc="tokenize", disable=None if runtime.first else True, leave=False):
         item = tokenizer.render_chat(row.messages)
         if len(item.ids) > max_length:
             raise ValueError(

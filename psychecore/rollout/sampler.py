@@ -77,7 +77,8 @@ class Sampler:
         engine = self._engine(prompt_ids, params, samples_per_prompt, prompt_keys)
         found: dict[tuple[int, int], Rollout] = {}
         total = len(prompt_ids) * samples_per_prompt
-        with tqdm(total=total, desc=progress, disable=progress is None, leave=False) as bar:
+        # disable=None: a bar on a terminal only, not in a log file
+        with tqdm(total=total, desc=progress, disable=None if progress else True, leave=False) as bar:
             for said in engine.run():
                 found[said.sample.prompt, said.sample.number] = Rollout(
                     token_ids=said.token_ids,

@@ -101,7 +101,7 @@ def grpo_update(
     sums: dict[str, float] = {}
     norms: list[float] = []
     total = sum(len(micros) for micros in mini_batches)
-    with tqdm(total=total, desc="update", disable=not progress, leave=False) as bar:
+    with tqdm(total=total, desc="update", disable=None if progress else True, leave=False) as bar:
         for micros in mini_batches:
             for micro in micros:
                 _add(sums, accumulate_gradient(policy, micro, config.loss, runtime, temperature, reference))

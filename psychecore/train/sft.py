@@ -75,7 +75,7 @@ def accumulate_sft_gradient(
     (count,) = max_over_ranks([max(len(plan), 1)], runtime.device)
     plan += [[] for _ in range(int(count) - len(plan))]
     sums = {"loss": 0.0, "entropy": 0.0, "labels": 0.0, "tokens": 0.0}
-    for bin_ in tqdm(plan, desc="update", disable=not progress or len(plan) < 2, leave=False):
+    for bin_ in tqdm(plan, desc="update", disable=None if progress and len(plan) > 1 else True, leave=False):
         batch = pack([(conversations[i].ids, conversations[i].loss_mask) for i in bin_]).to(runtime.device)
         weight_by_sequence = torch.tensor([weights[i] for i in bin_], dtype=torch.float32, device=runtime.device)
         logprobs_R, entropy_R = batch_logprobs(model, batch)

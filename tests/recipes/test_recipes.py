@@ -138,6 +138,28 @@ def test_two_ranks_under_torchrun_do_the_same_job(finished: tuple[str, Path]) ->
     assert first == second
 
 
+def test_a_refreshed_reference_follows_the_policy_and_survives_a_restart(workplace: Path) -> None:
+    flags = ["--reference.refresh_every", "2", "--reference.device", "cpu", "--train.loss.kl_coefficient", "0.1"]
+    done = run("grpo", workplace, "refreshed", *flags)
+    assert done.returncode == 0, done.stderr
+    whole = metrics(workplace, "refreshed")
+    assert sorted(p.name for p in (workplace / "refreshed" / "reference").iterdir()) == ["step_000002", "step_000004"]
+    assert whole[2]["kl"] < whole[1]["kl"] / 2  # step 3 starts from a reference that equals the policy
+    shutil.rmtree(workplace / "refreshed" / "checkpoints" / "step_000004")
+    again = run("grpo", workplace, "refreshed", *flags)
+    assert "after step 3" in again.stdout
+    assert metrics(workplace, "refreshed")[3]["kl"] == whole[3]["kl"]
+
+
+def test_another_reference_holds_the_policy_to_itself(workplace: Path) -> None:
+    config = pc.load_model(workplace / "model").config
+    pc.save_model(pc.Decoder(config).initialise(1, std=0.1), None, workplace / "other")
+    flags = ["--reference.path", str(workplace / "other"), "--run.steps", "1", "--evaluation.files", ""]
+    done = run("grpo", workplace, "held", *flags)
+    assert done.returncode == 0, done.stderr
+    assert metrics(workplace, "held")[0]["kl"] > 0.001
+
+
 def test_a_folder_with_another_configuration_is_left_alone(finished: tuple[str, Path]) -> None:
     recipe, workplace = finished
     before = (workplace / f"{recipe}-1" / "metrics.jsonl").read_bytes()
