@@ -15,6 +15,11 @@ import torch
 from compose import main as compose_main
 
 import psychecore as pc
+from psychecore.data.prompts import question_messages
+from psychecore.data.records import read_questions
+from psychecore.runtime import Runtime
+from psychecore.train.optimizer import Optimizer, OptimizerConfig
+from psychecore.train.sft import SftConfig, sft_step
 
 REPO = Path(__file__).resolve().parents[2]
 SAME = ("loss", "reward", "gradient_norm", "kl", "length", "entropy")  # not times, not memory
@@ -22,11 +27,22 @@ SAME = ("loss", "reward", "gradient_norm", "kl", "length", "entropy")  # not tim
 
 @pytest.fixture(scope="module")
 def workplace(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Composed data, and a model that has learnt to answer in the right format with a letter by chance.
+
+    A random model's rewards would all be 0, and GRPO on it would do nothing.
+    """
     folder = tmp_path_factory.mktemp("recipes")
+    compose_main(["--out", str(folder / "data"), "--kinds", "field"])
     tokenizer = pc.load_tokenizer(smollm2_folder)
-    config = pc.ModelConfig("llama", 49152, 16, 2, 4, 2, 4, 32, tied_head=True)
-    pc.save_model(pc.Decoder(config).initialise(0, std=0.1), tokenizer, folder / "model")
-    compose_main(["--out", str(folder / "data")])
+    model = pc.Decoder(pc.ModelConfig("llama", 49152, 16, 2, 4, 2, 4, 32, tied_head=True)).initialise(0, std=0.1)
+    optimizer = Optimizer(model, OptimizerConfig(lr=2e-2), 60)
+    rows = [
+        tokenizer.render_chat([*question_messages(q), {"role": "assistant", "content": f"<think>x</think>{q.answer}"}])
+        for q in read_questions(folder / "data" / "heldout.jsonl")[:64]
+    ]
+    for step in range(60):
+        sft_step(model, optimizer, rows[step % 8 :: 8], SftConfig(8), Runtime(0, 1, torch.device("cpu")))
+    pc.save_model(model, tokenizer, folder / "model")
     return folder
 
 
@@ -55,8 +71,6 @@ def run(recipe: str, workplace: Path, name: str, *flags: str, ranks: int = 1) ->
             "train.samples_per_prompt": 4,
             "train.mini_batches": 2,
             "sampling.params.max_new_tokens": 8,
-            # a random model never answers well; this reward is what its samples do differ in
-            "reward.format_weight": 1,
         }
     argv = [item for key, value in common.items() if f"--{key}" not in flags for item in (f"--{key}", str(value))]
     return subprocess.run(
@@ -90,6 +104,7 @@ def test_a_run_leaves_its_folder_metrics_samples_and_export(finished: tuple[str,
         wanted |= {"clip_fraction", "mismatch", "rollout_tokens_per_s", "update_tokens_per_s"}
         samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
         assert len(samples) == 12
+        assert any(row["informative"] > 0 and row["kl"] > 0 for row in rows)
         assert all(len(row["samples"]) == 4 for row in samples)
         assert all({"format", "correct", "total"} == set(s["scores"]) for row in samples for s in row["samples"])
     else:

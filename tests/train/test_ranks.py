@@ -35,6 +35,7 @@ SFT = SftConfig(batch_size=4, token_budget=40)
 RATES = OptimizerConfig(lr=1.0, eps=10.0, max_grad_norm=1e9)
 GRPO = GrpoConfig(3, 4, mini_batches=1, token_budget=50, loss=LossConfig(kl_coefficient=0.1, normalisation="sequence"))
 CASES = [("sft", 5), ("sft", 1), ("grpo", 3), ("grpo", 1), ("grpo clipped", 3)]
+CASES += [("sft replicated", 5), ("grpo replicated", 3), ("sft checkpointed", 5)]
 
 
 class Letters:
@@ -60,10 +61,12 @@ def one_step(case: str, items: int, folder: Path, place: Runtime) -> dict[str, A
     """One optimizer step of a case on this rank's share: weights afterwards, and metrics."""
     shard: Callable[[pc.Decoder], None] | None = None
     if place.world_size > 1:
-        shard = sharder(make_mesh(ShardingConfig(), place.world_size, place.device), torch.float32)
+        sharding = ShardingConfig(replicas=2 if "replicated" in case else 1)
+        shard = sharder(make_mesh(sharding, place.world_size, place.device), torch.float32)
     policy = pc.load_model(folder / "policy", torch.float32, "cpu", shard)
+    policy.checkpoint_activations = "checkpointed" in case
     optimizer = Optimizer(policy, RATES, 4)
-    if case == "sft":
+    if case.startswith("sft"):
         metrics = sft_step(policy, optimizer, share(conversations(items), place.rank, place.world_size), SFT, place)
     else:
         prompts = [[*range(1, 21)], [5, 6, 7], [*range(1, 19), 40, 41, 42]][:items]
