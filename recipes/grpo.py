@@ -60,7 +60,6 @@ LINE = {
     "kl": ".4f",
     "entropy": ".2f",
     "length": ".0f",
-    "gradient_norm": ".2f",
     "rollout_tokens_per_s": ".0f",
     "seconds": ".0f",
 }
