@@ -48,7 +48,7 @@ def runtime(device: str = "auto", timeout_minutes: float = 30.0) -> Iterator[Run
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device is {device!r}, but must be auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no GPU; use --device cpu or auto")
+        raise ValueError("device is cuda, but torch sees no GPU; use --run.device cpu or auto")
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))

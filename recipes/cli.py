@@ -58,7 +58,7 @@ def main_guard() -> Iterator[None]:
     """What a user did wrong ends in one message on stderr and exit code 2, without a traceback."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -56,8 +57,10 @@ class RunOptions:
     evaluate_every: int = option(0, "steps between held-out evaluations; 0: only at the end")
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or not self.epochs > 0:
-            raise ValueError(f"steps {self.steps} must be at least 0 and epochs {self.epochs} above 0")
+        if self.steps < 0 or not 0 < self.epochs < float("inf") or self.seed < 0:
+            raise ValueError(
+                f"steps {self.steps} and seed {self.seed} must be at least 0, epochs {self.epochs} above 0 and finite"
+            )
         if self.checkpoint_every < 1 or self.keep_checkpoints < 2 or self.evaluate_every < 0:
             raise ValueError(
                 "checkpoint_every must be at least 1, keep_checkpoints at least 2, evaluate_every at least 0"
@@ -74,11 +77,20 @@ class EvaluationOptions:
 
     def read(self) -> dict[str, list[Question]]:
         """The questions by file stem; files are checked before any model is loaded."""
-        sets = {}
+        sets: dict[str, list[Question]] = {}
         for path in self.files:
+            name = Path(path).stem
+            if name in sets:
+                raise ValueError(f"evaluation.files holds two files named {name!r}; results are kept by that name")
             rows = read_questions(path)
-            sets[Path(path).stem] = rows[: self.limit] if self.limit else rows
+            sets[name] = rows[: self.limit] if self.limit else rows
         return sets
+
+    def __post_init__(self) -> None:
+        if self.limit < 0 or self.max_new_tokens < 1:
+            raise ValueError(
+                f"limit {self.limit} must be at least 0 and max_new_tokens {self.max_new_tokens} at least 1"
+            )
 
 
 def compute_dtype(options: ModelOptions, runtime: Runtime) -> torch.dtype:
@@ -138,6 +150,7 @@ def evaluate_sets(
     options: EvaluationOptions,
     max_slots: int,
     runtime: Runtime,
+    memory_gib: float | None = None,
 ) -> dict[str, ChoiceReport]:
     """Accuracy on each held-out set, greedy; the questions are spread over the ranks."""
     params = SamplingParams(temperature=0, max_new_tokens=options.max_new_tokens)
@@ -146,7 +159,7 @@ def evaluate_sets(
         mine = share(questions, runtime.rank, runtime.world_size)
         prompts = [tokenizer.render_chat(question_messages(q), add_generation_prompt=True).ids for q in mine]
         longest = max(map(len, prompts), default=1) + options.max_new_tokens
-        sampler = Sampler(policy, tokenizer, max_slots, longest)
+        sampler = Sampler(policy, tokenizer, max_slots, longest, memory_gib)
         with gathered(policy):
             bar = f"evaluate {name}" if runtime.first else None
             groups = sampler.generate(prompts, params, progress=bar)
@@ -166,6 +179,20 @@ def record_evaluation(folder: Path, label: str, step: int, reports: dict[str, Ch
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, path)
+
+
+def data_hash(path: Path) -> str:
+    """SHA-256 of a training file, kept in checkpoints."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_data(state: dict[str, Any], path: Path, checkpoint: Path) -> None:
+    """Raise ValueError where the training file is not the one that the checkpoint was made with."""
+    if state["data_sha256"] != data_hash(path):
+        raise ValueError(
+            f"{path} has changed since {checkpoint} was written: restore it, or choose another --run.folder"
+        )
 
 
 def steps_of(run: RunOptions, rows: int, rows_per_step: int) -> int:

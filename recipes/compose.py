@@ -264,6 +264,10 @@ def main(argv: Sequence[str]) -> None:
     first = set(_shuffled(keys, f"{options.seed}/sft")[: round(options.sft_share * len(keys))])
     sft = [q for q in splits["train"] if _split_key(q) in first]
     grpo = [q for q in splits["train"] if _split_key(q) not in first]
+    if not sft or not grpo:
+        raise ValueError(
+            f"--sft-share {options.sft_share} leaves {len(sft)} questions for SFT and {len(grpo)} for GRPO"
+        )
     for name, rows in (*splits.items(), ("grpo", grpo)):
         write_rows(options.out / f"{name}.jsonl", rows)
     write_rows(options.out / "sft.jsonl", [worked_conversation(question) for question in sft])
@@ -275,7 +279,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _split_key(question: Question) -> str:
     """Questions on one concept stay together; those on several go by themselves."""
-    return question.id if question.kind == "multiple" else "-".join(question.id.split("-")[1:4])
+    return question.id if question.kind == "multiple" else question.id.removesuffix("-field").rpartition("-")[0]
 
 
 if __name__ == "__main__":

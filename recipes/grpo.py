@@ -24,6 +24,8 @@ from common import (
     EvaluationOptions,
     ModelOptions,
     RunOptions,
+    check_data,
+    data_hash,
     evaluate_sets,
     load_frozen,
     load_policy,
@@ -130,10 +132,11 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
     first_step = 0
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, optimizer)
+        check_data(state, config.data.train, checkpoint)
         first_step, stream.position = state["step"], state["cursor"]
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            log.keep_until(name, "grpo", first_step)
         runtime.say(f"continuing {folder} after step {first_step}")
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        log.keep_until(name, "grpo", first_step)
     reference = load_reference(config, first_step, policy.compute_dtype, runtime)
     sampling = config.sampling
     sampler = Sampler(policy, tokenizer, sampling.max_slots, max_length(config, prompts), sampling.memory_gib)
@@ -143,12 +146,14 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         f"{runtime.world_size} rank(s) on {runtime.device}"
     )
     peak = matmul_peak(runtime.device, policy.compute_dtype)
-    rewards_by_step: list[float] = []
+    rewards_by_step: list[float] = [row["reward"] for row in log.read("metrics.jsonl")]
 
     def evaluate(label: str, step: int) -> None:
         if heldout:
             runtime.say(f"held-out accuracy {label} (step {step}):")
-            reports = evaluate_sets(policy, tokenizer, heldout, config.evaluation, config.sampling.max_slots, runtime)
+            reports = evaluate_sets(
+                policy, tokenizer, heldout, config.evaluation, sampling.max_slots, runtime, sampling.memory_gib
+            )
             record_evaluation(folder, label, step, reports, runtime)
 
     if config.run.evaluate_first and first_step == 0:
@@ -201,13 +206,13 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         write_samples(log, step, [(questions[picked[i]].id, g) for i, g in zip(mine, groups, strict=True)], tokenizer)
         rewards_by_step.append(row["reward"])
         runtime.say(step_line("grpo", step, total_steps, row, LINE))
-        # checkpoint, refresh, evaluate
-        if step % config.run.checkpoint_every == 0 or step == total_steps:
-            state = {"cursor": stream.position}
-            save_checkpoint(folder / "checkpoints", step, optimizer, state, runtime, config.run.keep_checkpoints)
+        # refresh, checkpoint (which a restart may follow, so it comes second), evaluate
         if reference is not None and config.reference.refresh_every and step % config.reference.refresh_every == 0:
             save_model(policy, tokenizer, reference_folder(config, step), dtype=policy.compute_dtype)
             reference = load_reference(config, step, policy.compute_dtype, runtime)
+        if step % config.run.checkpoint_every == 0 or step == total_steps:
+            state = {"cursor": stream.position, "data_sha256": data_hash(config.data.train)}
+            save_checkpoint(folder / "checkpoints", step, optimizer, state, runtime, config.run.keep_checkpoints)
         if config.run.evaluate_every and step % config.run.evaluate_every == 0 and step < total_steps:
             evaluate(f"step {step}", step)
     if rewards_by_step:

@@ -35,6 +35,10 @@ class PipelineOptions:
     sft_share: float = option(0.5, "share of the training concepts that SFT gets; GRPO gets the others")
     processes: int = option(1, "ranks of each training stage on this machine")
 
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise ValueError(f"processes is {self.processes}, but must be at least 1")
+
 
 @dataclass(frozen=True)
 class Pipeline:

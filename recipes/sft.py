@@ -21,6 +21,8 @@ from common import (
     EvaluationOptions,
     ModelOptions,
     RunOptions,
+    check_data,
+    data_hash,
     evaluate_sets,
     load_policy,
     open_run_folder,
@@ -82,9 +84,10 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
     first_step = 0
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, optimizer)
+        check_data(state, config.data.train, checkpoint)
         first_step, stream.position = state["step"], state["cursor"]
-        log.keep_until("metrics.jsonl", "sft", first_step)
         runtime.say(f"continuing {folder} after step {first_step}")
+    log.keep_until("metrics.jsonl", "sft", first_step)
     runtime.say(
         f"SFT: {len(rows)} conversations, {total_steps} steps of {config.train.batch_size}, "
         f"{policy.config.parameters / 1e6:.0f}M parameters, {runtime.world_size} rank(s) on {runtime.device}"
@@ -120,7 +123,7 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
         log.write("metrics.jsonl", row)
         runtime.say(step_line("sft", step, total_steps, row, LINE))
         if step % config.run.checkpoint_every == 0 or step == total_steps:
-            state = {"cursor": stream.position}
+            state = {"cursor": stream.position, "data_sha256": data_hash(config.data.train)}
             save_checkpoint(folder / "checkpoints", step, optimizer, state, runtime, config.run.keep_checkpoints)
         if config.run.evaluate_every and step % config.run.evaluate_every == 0 and step < total_steps:
             evaluate(f"step {step}", step)
@@ -140,7 +143,10 @@ def encode(rows: list[Conversation], tokenizer: Tokenizer, max_length: int, runt
                 "shorten it, or raise --train.max_length"
             )
         if not any(item.loss_mask[1:]):
-            raise ValueError(f"conversation {row.id!r} has no token to train on under this chat template")
+            raise ValueError(
+                f"conversation {row.id!r} has no token to train on: it has no assistant's turn, or the model's chat "
+                "template opens such a turn with nothing ([INST] templates do), so that its words cannot be told apart"
+            )
         encoded.append(item)
     return encoded
 

@@ -49,7 +49,7 @@ def parse_answer(text: str, letters: str) -> Parsed:
         return Parsed(None, reason)
     if len(answer) > MAX_ANSWER:
         return Parsed(None, f"the answer has {len(answer):,} characters, more than {MAX_ANSWER:,}")
-    answer = _bracket_letters(_normalise(answer), letters)
+    answer = _bracket_letters(_without_rejected(_normalise(answer)), letters)
     sets = set(_statements(answer))
     if len(sets) > 1 or "" in sets:
         return Parsed(None, "its statements contradict each other or hedge")
@@ -104,6 +104,30 @@ _LIST = re.compile(
 )
 
 
+_WRONG = (
+    r"(?:(?i:(?:clearly |also |both )?(?:wrong|incorrect|false|not (?:correct|right|it)\b)|no\b)"
+    r"|(?:都|均|也)?(?:错|不对|不正确|不符|不是|有误))"
+)
+_SINGLE = rf"(?<!{_WORD})[A-J](?!{_WORD})"
+_REJECTED = re.compile(
+    rf"(?P<before>{_SINGLE}(?:(?:[、/]| ?[和与及] ?|,? (?:and|or) ){_SINGLE}){{0,9}})"
+    rf"(?=[)\]\"'”’」】]?(?: ?选项|项)?(?: ?[:(-])?(?: (?:is|are|was|were|would be))? ?{_WRONG})"
+    rf"|^(?P<marked>[A-J])(?=[.):、][^\n]{{0,200}}\({_WRONG})"
+    r"|(?:\b(?i:not|isn['’]t|aren['’]t|rather than|instead of) (?i:options? )?"
+    r"|(?:而非|不是|不选|不应选|排除) ?(?:选项 ?)?)"
+    rf"(?P<after>{_SINGLE}(?:(?: ?[、/] ?| ?[和与及或] ?|,? (?:and|or|nor) |, ){_SINGLE}){{0,9}})",
+    re.MULTILINE,
+)
+
+
+def _without_rejected(answer: str) -> str:
+    """Letters that are called wrong in lower case, which is not read: "B (A is wrong)", "不是A", "C. x (incorrect)"."""
+    return _REJECTED.sub(
+        lambda match: match[0].replace(piece := match["before"] or match["marked"] or match["after"], piece.lower()),
+        answer,
+    )
+
+
 def _bracket_letters(answer: str, letters: str) -> str:
     """Put each letter, or list of letters, between ⟦ and ⟧: "(A) and (C) fit" becomes "⟦AC⟧) fit"."""
 
@@ -119,13 +143,14 @@ def _bracket_letters(answer: str, letters: str) -> str:
 _LISTED = r"⟦(?P<list>[A-J]+)⟧"
 _STATEMENT = re.compile(
     r"(?:"
-    r"(?i:\b(?:answers?|(?:correct|right|best|final|my|appropriate) (?:options?|choices?|selections?))"
+    r"(?i:\b(?:ans(?:wers?)?|(?:correct|right|best|final|my|appropriate) (?:options?|choices?|selections?|ones?))"
     r"(?: (?:here|(?:to|for|of|in)(?: \w{1,20}){1,4}?))?"
-    r"(?: ?[:=]| (?:is|are|was|would be|should be|must be|will be)\b))"
+    r"(?: ?[:=]| (?:is|are|was|would be|should be|must be|will be|has to be)\b))"
+    r"|(?i:\b(?:answers?|options?|it) (?:is|are) not [A-J]+,? but\b)|不是[A-Ja-j]+,? ?而是|(?i:<answers?>)"
     r"|(?i:\b(?:choose|chose|choosing|pick|select|go with|going with)\b)"
     r"|答案 ?(?:应该|应当|应|就)?(?:选择|选|是|为|有|包括|:|=)"
     r"|【答案】"
-    r"|正确的?(?:选项|选择)? ?(?:应该|应当|应|就)?(?:是|为|有|包括|:)"
+    r"|(?:正确|最(?:合适|恰当|佳|好|符合题意))的?(?:选项|选择|答案)? ?(?:应该|应当|应|就)?(?:是|为|有|包括|:)"
     r"|选择?"
     r"|\\boxed ?\{(?: ?\\text ?\{)?"
     r")"
@@ -152,14 +177,22 @@ def _statements(answer: str) -> Iterable[str]:
         yield "" if match["hedge"] else _sorted(match["list"], *(mark["list"] for mark in more))
 
 
+# "Some people choose A" is not what the writer chooses.
+_OTHERS = re.compile(r"(?i:\b(?:people|students?|others?|someone|some|many|might|may|could)\b[^.,;:!?\n]{0,20}$)")
+
+
 def _is_negated(answer: str, match: re.Match[str]) -> bool:
-    return _NEGATED.search(answer[max(match.start() - 40, 0) : match.start()]) is not None
+    before = answer[max(match.start() - 40, 0) : match.start()]
+    chosen = match[0][:2].lower() in ("ch", "pi", "se", "go")
+    return _NEGATED.search(before) is not None or (chosen and _OTHERS.search(before) is not None)
 
 
 _VERDICT = re.compile(
     rf"{_LISTED}{_CLOSER}(?: (?:is|are) (?:both |all |each )?(?:the )?(?:only |most |two |three )?"
     r"(?:correct|right|best|accurate|appropriate|answers?)\b"
-    r"| ?(?:选项|项)? ?(?:都|均|才|就)?是?(?:正确|对的|答案))"
+    r"| best (?:fits|matches|describes)\b"
+    r"| ?(?:选项|[一两二三四]?项)? ?(?:都|均|才|就|最|更)?是?"
+    r"(?:正确|对的|答案|合适|恰当|符合题意|当选|对(?=[,;。!、 ]|$)))"
 )
 
 
@@ -169,9 +202,10 @@ def _verdicts(answer: str) -> str:
 
 # A mark right behind another one is an initial: "A. B. F. Skinner" and "D. A and C" name A and D.
 _MARK = re.compile(
-    r"(?:^[-•>(]? ?(?:(?i:options?|choices?|answers?|选项|答案) ?)?|"
+    r"(?:^[-•>(]? ?(?:(?i:so|thus|hence|therefore|it['’]s|it is|综上所述|因此|所以|由此可知),? ?)?"
+    r"(?:(?i:options?|choices?|answers?|选项|答案) ?)?|"
     r"(?:[,;!?、。] ?|(?<!⟧)[.:)] |\b(?:and|or) |[和与及或] ?))"
-    rf"{_LISTED}(?= ?[.):、,;\]」】>。!—}}\"”’]| - | ?\(| ?$| (?![是不也都错和与或及为])[{_CJK}])",
+    rf"{_LISTED}(?= ?[.):、,;\]」】>。!—}}\"”’]| - | ?\(| ?$| (?:because|since)\b| (?![是不也都错和与或及为])[{_CJK}])",
     re.MULTILINE,
 )
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -127,9 +129,13 @@ class Sampler:
         self.stats = engine.stats
 
     def _encode(self, prompt: Sequence[Message] | Sequence[int]) -> list[int]:
+        if isinstance(prompt, (torch.Tensor, np.ndarray)):
+            prompt = prompt.tolist()
+        if not isinstance(prompt, (list, tuple)) or not all(isinstance(item, (dict, Integral)) for item in prompt):
+            raise ValueError(f"a prompt must be a list of messages or of token ids, not {prompt!r:.80}")
         if prompt and isinstance(prompt[0], dict):
-            return self.tokenizer.render_chat(list(prompt), add_generation_prompt=True).ids  # type: ignore[arg-type]
-        return [int(token) for token in prompt]  # type: ignore[arg-type]
+            return self.tokenizer.render_chat(list(prompt), add_generation_prompt=True).ids
+        return [int(token) for token in prompt]
 
     def _engine(
         self,

@@ -57,8 +57,10 @@ def sample(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tupl
         wide_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
         top_B, ids_B = wide_BV.max(-1)
         return ids_B, top_B - wide_BV.logsumexp(-1)
-    if params.temperature != 1:
-        logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)) / params.temperature
+    if params.temperature != 1 or params.top_k or params.top_p < 1 or params.min_p:
+        logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
+    if params.temperature != 1:  # less the maximum first: a tiny temperature then gives 0 and -inf, not inf
+        logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / params.temperature
     logits_BV = filter_logits(logits_BV, params)
     p_BV = logits_BV.softmax(-1, dtype=torch.promote_types(logits_BV.dtype, torch.float32))
     ids_B = _invert(p_BV, uniform_B)

@@ -79,7 +79,9 @@ class Tokenizer:
         check_messages(messages)
         if self._template is None:
             raise ValueError(f"{self.folder} has no chat template (chat_template.jinja or in tokenizer_config.json)")
-        disguise = _Disguise(messages, self.specials)
+        # a header that holds no special token could be written by anyone, so it is disguised in contents as well
+        opening = self._generation_header([{"role": "user", "content": "x"}], variables).strip()
+        disguise = _Disguise(messages, [*self.specials, *([opening] if opening else [])])
         disguised = [disguise.apply(message) for message in messages]
         text = self._template.render(disguised, add_generation_prompt, **variables)
         header = self._generation_header(disguised, variables)
@@ -159,7 +161,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
 class _Disguise:
     """Exchanges characters of messages that are, or at a field's edge could become, part of a special token."""
 
-    def __init__(self, messages: list[Message], specials: dict[str, int]):
+    def __init__(self, messages: list[Message], specials: list[str]):
         text = "".join(str(value) for message in messages for value in message.values())
         used = set(text)
         chars = sorted(set("".join(specials)))

@@ -89,12 +89,16 @@ def grpo_update(
 ) -> dict[str, float]:
     """Update the policy on this rank's scored groups (possibly none); every rank must call.
 
+    Ranks hold every world_size-th group (data/stream.py `share`); mini-batches are cut from the groups of all ranks, so
+    that they hold the same prompts at any number of ranks.
+
     Returns metrics over all ranks and mini-batches, per token unless said: loss (per optimizer step), kl, entropy,
     clip_fraction, ratio, mismatch, mismatch_kl, importance, gradient_norm (mean over steps), tokens (of forward).
     """
+    (total_groups,) = sum_over_ranks([len(groups)], runtime.device)
     mini_batches = [
-        build_micro_batches(groups[part], advantages_PG[part], config, runtime)
-        for part in _parts(len(groups), config.mini_batches)
+        build_micro_batches([groups[i] for i in part], advantages_PG[part], config, runtime)
+        for part in _mini_batches(len(groups), int(total_groups), config.mini_batches, runtime)
     ]
     if config.mini_batches > 1:
         _fill_old(policy, mini_batches, config, runtime, temperature)
@@ -224,9 +228,17 @@ def _fill_old(
                 micro.old_R = batch_logprobs(policy, micro.batch.to(runtime.device), temperature)[0].cpu()
 
 
-def _parts(length: int, count: int) -> list[slice]:
-    """`count` slices of nearly equal size, some empty where there are fewer items than parts."""
-    return [slice(length * i // count, length * (i + 1) // count) for i in range(count)]
+def _mini_batches(length: int, total: int, count: int, runtime: Runtime) -> list[list[int]]:
+    """Which of this rank's groups belong to each mini-batch, of nearly equal size over all ranks; none is empty there.
+
+    Example: 3 groups and 2 mini-batches are cut as [0, 1], [2]; of two ranks the first holds groups 0 and 2, the second
+    group 1, so their parts are [0], [1] and [0], [].
+    """
+    count = max(min(count, total), 1)
+    parts: list[list[int]] = [[] for _ in range(count)]
+    for i in range(length):
+        parts[(runtime.rank + i * runtime.world_size) * count // max(total, 1)].append(i)
+    return parts
 
 
 def _add(sums: dict[str, float], values: dict[str, float]) -> None:

@@ -29,15 +29,21 @@ class RunLog:
             with open(self.folder / name, "a", encoding="utf-8") as file:
                 file.write(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n")
 
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a file so far; none where it does not exist."""
+        path = self.folder / name
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        return [json.loads(line) for line in lines if line]
+
     def keep_until(self, name: str, phase: str, step: int) -> None:
         """Drop the rows of `phase` after `step`, which a resumed run writes again, and a last line that was cut off."""
         path = self.folder / name
         if self.runtime.first and path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
-            kept = [line for line, row in rows if row.get("phase") != phase or row["step"] <= step]
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # not splitlines: a text may hold U+2028
+            rows = [(line, json.loads(line)) for line in lines]
+            kept = [line + "\n" for line, row in rows if row.get("phase") != phase or row["step"] <= step]
             temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_text("".join(kept), encoding="utf-8", newline="\n")
             temporary.replace(path)
 
 

@@ -166,6 +166,23 @@ def test_a_refreshed_reference_follows_the_policy_and_survives_a_restart(workpla
     assert metrics(workplace, "refreshed")[3]["kl"] == whole[3]["kl"]
 
 
+def test_a_run_without_checkpoint_starts_its_logs_anew_and_changed_data_is_refused(
+    workplace: Path, tmp_path: Path
+) -> None:
+    train = tmp_path / "rows.jsonl"
+    shutil.copyfile(workplace / "data" / "sft.jsonl", train)
+    flags = ["--data.train", str(train), "--run.steps", "1", "--evaluation.files", ""]
+    for _ in range(2):
+        assert run("sft", workplace, "anew", *flags).returncode == 0
+        assert [row["step"] for row in metrics(workplace, "anew")] == [1]
+        shutil.rmtree(workplace / "anew" / "checkpoints")  # as if killed before the first one
+    assert run("sft", workplace, "anew", *flags).returncode == 0
+    train.write_text("".join(train.read_text().splitlines(keepends=True)[:-1]))
+    done = run("sft", workplace, "anew", *flags)
+    assert done.returncode == 2
+    assert "rows.jsonl has changed since" in done.stderr
+
+
 def test_another_reference_holds_the_policy_to_itself(workplace: Path) -> None:
     config = pc.load_model(workplace / "model").config
     pc.save_model(pc.Decoder(config).initialise(1, std=0.1), None, workplace / "other")
@@ -229,6 +246,9 @@ def test_a_malformed_row_stops_the_run_before_the_model_is_loaded(
         ("--data.train", "nowhere.jsonl", "nowhere.jsonl"),
         ("--model.path", "./nowhere", "'./nowhere' does not exist"),
         ("--evaluation.files", "nowhere.jsonl", "nowhere.jsonl"),
+        ("--evaluation.limit", "-3", "limit -3"),
+        ("--run.folder", "/dev/null/x", "/dev/null"),
+        ("--data.train", "/", "Is a directory"),
         ("--optimizer.lr", "-1", "lr is -1.0"),
         ("--train.token_budgte", "1", "did you mean --train.token_budget"),
     ],

@@ -191,3 +191,14 @@ def test_a_prompt_that_cannot_run_is_refused_with_its_number(
     sampler = pc.Sampler(tiny_model(), letter_tokenizer, max_length=64)
     with pytest.raises(ValueError, match=named):
         sampler.generate([[1], prompt], pc.SamplingParams(max_new_tokens=16))
+
+
+def test_what_is_no_prompt_is_refused_and_tensors_are_prompts(
+    tiny_model: Callable[..., pc.Decoder], letter_tokenizer: Any
+) -> None:
+    sampler = pc.Sampler(tiny_model(), letter_tokenizer)
+    for prompts in (["Hello"], [{"role": "user", "content": "Hello"}], [["Hello"]], [[1.5]]):
+        with pytest.raises(ValueError, match="a prompt must be a list of messages or of token ids"):
+            sampler.generate(prompts, pc.SamplingParams(max_new_tokens=2))  # type: ignore[arg-type]
+    params = pc.SamplingParams(max_new_tokens=4)
+    assert tokens(sampler.generate(torch.tensor([[1, 2]]), params)) == tokens(sampler.generate([[1, 2]], params))

@@ -76,6 +76,11 @@ def test_greedy_takes_the_largest_logit_and_reports_the_model_s_own_logprob() ->
     assert logprobs[0].item() == pytest.approx(math.log(exact(SamplingParams())[0]), abs=1e-6)
 
 
+def test_a_tiny_temperature_is_greedy() -> None:
+    ids, logprobs = sample(torch.tensor([LOGITS]), SamplingParams(temperature=1e-39), torch.tensor([0.999]))
+    assert (ids.item(), logprobs.item()) == (0, 0.0)
+
+
 @pytest.mark.parametrize("point", [0.0, 1.0 - 2**-53])
 def test_the_ends_of_the_unit_interval_never_point_at_an_impossible_token(point: float) -> None:
     logits = torch.full((1, 50_000), -torch.inf)

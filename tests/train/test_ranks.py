@@ -35,7 +35,7 @@ SFT = SftConfig(batch_size=4, token_budget=40)
 RATES = OptimizerConfig(lr=1.0, eps=10.0, max_grad_norm=1e9)
 GRPO = GrpoConfig(3, 4, mini_batches=1, token_budget=50, loss=LossConfig(kl_coefficient=0.1, normalisation="sequence"))
 CASES = [("sft", 5), ("sft", 1), ("grpo", 3), ("grpo", 1), ("grpo clipped", 3)]
-CASES += [("sft replicated", 5), ("grpo replicated", 3), ("sft checkpointed", 5)]
+CASES += [("sft replicated", 5), ("grpo replicated", 3), ("sft checkpointed", 5), ("grpo clipped", 2)]
 
 
 class Letters:
