@@ -187,9 +187,9 @@ def data_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_data(state: dict[str, Any], path: Path, checkpoint: Path) -> None:
+def check_data(state: dict[str, Any], digest: str, path: Path, checkpoint: Path) -> None:
     """Raise ValueError where the training file is not the one that the checkpoint was made with."""
-    if state["data_sha256"] != data_hash(path):
+    if state["data_sha256"] != digest:
         raise ValueError(
             f"{path} has changed since {checkpoint} was written: restore it, or choose another --run.folder"
         )

@@ -118,6 +118,7 @@ class GrpoRecipe:
 def main(config: GrpoRecipe, runtime: Runtime) -> None:
     """Train as configured, or continue the run that the folder holds."""
     questions = read_questions(config.data.train)
+    digest = data_hash(config.data.train)
     heldout = config.evaluation.read()
     tokenizer = load_tokenizer(local_folder(config.model.path))
     prompts = encode(questions, tokenizer, config.data.max_prompt_tokens)
@@ -132,7 +133,7 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
     first_step = 0
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, optimizer)
-        check_data(state, config.data.train, checkpoint)
+        check_data(state, digest, config.data.train, checkpoint)
         first_step, stream.position = state["step"], state["cursor"]
         runtime.say(f"continuing {folder} after step {first_step}")
     for name in ("metrics.jsonl", "samples.jsonl"):
@@ -146,7 +147,6 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         f"{runtime.world_size} rank(s) on {runtime.device}"
     )
     peak = matmul_peak(runtime.device, policy.compute_dtype)
-    rewards_by_step: list[float] = [row["reward"] for row in log.read("metrics.jsonl")]
 
     def evaluate(label: str, step: int) -> None:
         if heldout:
@@ -204,19 +204,18 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         row |= {"memory_gib": peak_memory_gib(runtime.device), "seconds": time.perf_counter() - started}
         log.write("metrics.jsonl", row)
         write_samples(log, step, [(questions[picked[i]].id, g) for i, g in zip(mine, groups, strict=True)], tokenizer)
-        rewards_by_step.append(row["reward"])
         runtime.say(step_line("grpo", step, total_steps, row, LINE))
         # refresh, checkpoint (which a restart may follow, so it comes second), evaluate
         if reference is not None and config.reference.refresh_every and step % config.reference.refresh_every == 0:
             save_model(policy, tokenizer, reference_folder(config, step), dtype=policy.compute_dtype)
             reference = load_reference(config, step, policy.compute_dtype, runtime)
         if step % config.run.checkpoint_every == 0 or step == total_steps:
-            state = {"cursor": stream.position, "data_sha256": data_hash(config.data.train)}
+            state = {"cursor": stream.position, "data_sha256": digest}
             save_checkpoint(folder / "checkpoints", step, optimizer, state, runtime, config.run.keep_checkpoints)
         if config.run.evaluate_every and step % config.run.evaluate_every == 0 and step < total_steps:
             evaluate(f"step {step}", step)
-    if rewards_by_step:
-        early, late = quarters(rewards_by_step)
+    if runtime.first:  # the rank that writes the log
+        early, late = quarters([row["reward"] for row in log.read("metrics.jsonl")])
         runtime.say(f"mean reward: first quarter of the steps {early:.3f}, last quarter {late:.3f}")
     evaluate("after", total_steps)
     save_model(policy, tokenizer, folder / "export", dtype=torch.bfloat16)

@@ -70,6 +70,7 @@ class SftRecipe:
 def main(config: SftRecipe, runtime: Runtime) -> None:
     """Train as configured, or continue the run that the folder holds."""
     rows = read_conversations(config.data.train)
+    digest = data_hash(config.data.train)
     heldout = config.evaluation.read()
     tokenizer = load_tokenizer(local_folder(config.model.path))
     conversations = encode(rows, tokenizer, config.train.max_length, runtime)
@@ -84,7 +85,7 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
     first_step = 0
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, optimizer)
-        check_data(state, config.data.train, checkpoint)
+        check_data(state, digest, config.data.train, checkpoint)
         first_step, stream.position = state["step"], state["cursor"]
         runtime.say(f"continuing {folder} after step {first_step}")
     log.keep_until("metrics.jsonl", "sft", first_step)
@@ -123,7 +124,7 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
         log.write("metrics.jsonl", row)
         runtime.say(step_line("sft", step, total_steps, row, LINE))
         if step % config.run.checkpoint_every == 0 or step == total_steps:
-            state = {"cursor": stream.position, "data_sha256": data_hash(config.data.train)}
+            state = {"cursor": stream.position, "data_sha256": digest}
             save_checkpoint(folder / "checkpoints", step, optimizer, state, runtime, config.run.keep_checkpoints)
         if config.run.evaluate_every and step % config.run.evaluate_every == 0 and step < total_steps:
             evaluate(f"step {step}", step)

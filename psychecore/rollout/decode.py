@@ -57,5 +57,6 @@ def accept(model: Decoder, state: State, slot_B: Tensor, hidden_BD: Tensor, para
     state.logprob_BM[slot_B, count_B] = logprob_B.to(state.logprob_BM.dtype)
     state.token_B[slot_B] = token_B
     state.count_B[slot_B] = count_B + running_B
-    state.stopped_B[slot_B] = state.stop_V[token_B]
-    state.done_B[slot_B] = running_B & (state.stop_V[token_B] | (count_B + 1 >= state.limit_B[slot_B]))
+    stopped_B = state.stop_V[token_B]
+    state.stopped_B[slot_B] = stopped_B
+    state.done_B[slot_B] = running_B & (stopped_B | (count_B + 1 >= state.limit_B[slot_B]))

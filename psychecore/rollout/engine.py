@@ -7,6 +7,7 @@ sizes are taken from a few buckets. The host reads one tensor a step, which samp
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,10 @@ class Said(NamedTuple):
 
 
 class Engine:
-    """Runs samples to their end, up to `slots` of them and `rows` of their prompts at a time."""
+    """Runs samples to their end, up to `slots` of them and `rows` of their prompts at a time.
+
+    `waiting` samples run in their order; those of one prompt must stand together.
+    """
 
     def __init__(
         self,
@@ -166,7 +170,8 @@ class Engine:
         self.started += [self.step] * len(entering)
         accept(self.model, state, slot_B, torch.stack([self.hidden_D[e.prompt] for e in entering]), self.params)
         self.stats.new_tokens += len(entering)
-        for prompt in set(self.hidden_D) - {entry.prompt for entry in self.waiting}:
+        still_waiting = {self.waiting[0].prompt} if self.waiting else set()
+        for prompt in {entry.prompt for entry in entering} - still_waiting:
             del self.hidden_D[prompt]
         self._seat()
         return True
@@ -175,12 +180,11 @@ class Engine:
         """Run the next waiting prompts packed, as many as there are free rows and tokens in the budget."""
         free, tokens = self.rows - len(self.prompts), 0
         chosen: list[int] = []
-        for prompt in dict.fromkeys(entry.prompt for entry in self.waiting):
+        for prompt, _ in itertools.groupby(entry.prompt for entry in self.waiting):
             tokens += len(self.prompt_ids[prompt])
             if len(chosen) == free or (chosen and tokens > PREFILL_TOKENS):
                 break
-            if prompt not in self.hidden_D:
-                chosen.append(prompt)
+            chosen.append(prompt)
         start = time.perf_counter()
         for chunk in plan_micro_batches([len(self.prompt_ids[p]) for p in chosen], PREFILL_TOKENS):
             ids = [list(self.prompt_ids[chosen[i]]) for i in chunk]

@@ -80,11 +80,11 @@ class Tokenizer:
         if self._template is None:
             raise ValueError(f"{self.folder} has no chat template (chat_template.jinja or in tokenizer_config.json)")
         # a header that holds no special token could be written by anyone, so it is disguised in contents as well
-        opening = self._generation_header([{"role": "user", "content": "x"}], variables).strip()
+        header = self._generation_header(variables)
+        opening = header.strip()
         disguise = _Disguise(messages, [*self.specials, *([opening] if opening else [])])
         disguised = [disguise.apply(message) for message in messages]
         text = self._template.render(disguised, add_generation_prompt, **variables)
-        header = self._generation_header(disguised, variables)
         ids: list[int] = []
         mask: list[bool] = []
         turns = [m["content"] for m in disguised if m["role"] == "assistant"]
@@ -115,7 +115,7 @@ class Tokenizer:
                 parts[i + 1] = parts[i + 1].lstrip()
         return [(part, trained) for part in parts if part]
 
-    def _generation_header(self, messages: list[Any], variables: dict[str, Any]) -> str:
+    def _generation_header(self, variables: dict[str, Any]) -> str:
         """What the template writes to open an assistant's turn."""
         assert self._template is not None
         asked = [{"role": "user", "content": "x"}]
