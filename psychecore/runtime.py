@@ -1,22 +1,31 @@
-"""torchrun set-up and tear-down, rank-0 output, and the few collectives on plain numbers.
+"""torchrun set-up and tear-down, rank-0 output, signals, time-outs, and the few collectives on plain numbers.
 
-Started by plain python there is one rank and no process group: every function below then does nothing but return.
+Started by plain python there is one rank and no process group: every collective below then does nothing but return.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+
+EXIT_STUCK = 3
+
+
+class PeerError(RuntimeError):
+    """Another rank failed; the message says which, in what, and how."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class Runtime:
     rank: int
     world_size: int
     device: torch.device
+    watch: Watch = field(default_factory=lambda: Watch(), repr=False, compare=False)
 
     @property
     def first(self) -> bool:
@@ -37,16 +47,118 @@ class Runtime:
         if self.first:
             print(text, flush=True)
 
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A stretch of work that must end within the time-out; an error in it, or a lost rank, is told by its name."""
+        self.watch.enter(name)
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world_size > 1 and _is_network_error(error):
+                reason = str(error).strip().splitlines()[0]
+                raise PeerError(
+                    f"rank {self.rank}, phase {name!r}: another rank is gone or stuck ({reason:.200}). The run "
+                    "continues from its last checkpoint when started again"
+                ) from error
+            error.add_note(f"(rank {self.rank}, phase {name!r})")
+            raise
+        except Exception as error:
+            error.add_note(f"(rank {self.rank}, phase {name!r})")
+            raise
+        finally:
+            self.watch.leave()
+
+    @contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """Work that ranks do apart (no collectives in it): where it fails on one rank, every rank raises.
+
+        A rank that waits in the next collective for one that has failed would learn of it only by the time-out.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        told = None if failure is None else f"{type(failure).__name__}: {failure}"
+        reports = gather_json(told, self.device)
+        if failure is not None:
+            failure.agreed = True  # type: ignore[attr-defined]  # recipes/cli.py: only the first rank tells it
+            raise failure
+        for rank, report in enumerate(reports):
+            if report is not None:
+                other = PeerError(f"rank {rank}, {what}: {report}")
+                other.agreed = True  # type: ignore[attr-defined]
+                raise other
+
+    def stop_signal(self) -> str | None:
+        """The name of a signal that some rank has received, asking for an orderly end (a collective)."""
+        (number,) = max_over_ranks([float(self.watch.signal or 0)], self.device)
+        return signal.Signals(int(number)).name if number else None
+
+
+class Watch:
+    """What may end a run from outside: signals that ask it to stop, and a phase that lasts too long."""
+
+    def __init__(self, rank: int = 0, timeout_seconds: float | None = None):
+        self.rank, self.timeout_seconds = rank, timeout_seconds
+        self.signal: int | None = None
+        self._received = 0.0
+        self._phase: tuple[str, float] | None = None
+        if timeout_seconds is not None:
+            threading.Thread(target=self._wait, daemon=True, name="watch").start()
+
+    def enter(self, phase: str) -> None:
+        """A phase begins."""
+        self._phase = (phase, time.monotonic())
+
+    def leave(self) -> None:
+        """The phase is over."""
+        self._phase = None
+
+    def on_signal(self, number: int, frame: Any) -> None:
+        """Remember the first signal; end at once on a second."""
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._received = number, now
+            name = signal.Signals(number).name
+            if self.rank == 0:
+                text = f"{name}: finishing the step and saving; once more to stop at once\n"
+                os.write(sys.stderr.fileno(), text.encode())
+        elif now - self._received > (3.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0):
+            # under torchrun a Ctrl-C arrives twice: from the terminal, and passed on by the launcher
+            os._exit(128 + number)
+
+    def _wait(self) -> None:
+        assert self.timeout_seconds is not None
+        while True:
+            time.sleep(min(1.0, self.timeout_seconds / 4))
+            phase = self._phase
+            if phase is not None and time.monotonic() - phase[1] > self.timeout_seconds:
+                self._end(phase[0])
+
+    def _end(self, phase: str) -> NoReturn:
+        print(
+            f"error: rank {self.rank}, phase {phase!r} has lasted longer than --run.timeout_minutes "
+            f"{self.timeout_seconds or 0:.0f} s: it hangs, or waits for a rank that is stuck. Where it stands:",
+            file=sys.stderr,
+            flush=True,
+        )
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        os._exit(EXIT_STUCK)
+
 
 @contextmanager
-def runtime(device: str = "auto", timeout_minutes: float = 30.0) -> Iterator[Runtime]:
+def runtime(device: str = "auto", timeout_minutes: float = 60.0) -> Iterator[Runtime]:
     """Join the process group that torchrun describes (or none), and leave it again.
 
     device: "cpu", "cuda", or "auto" for CUDA where there is one. CUDA uses nccl, the CPU gloo. A collective that waits
-    longer than `timeout_minutes` for another rank ends the run.
+    longer than `timeout_minutes` for another rank ends the run, and so does a phase that lasts longer. SIGTERM and
+    SIGINT are remembered for `Runtime.stop_signal`; a second one ends the process.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device is {device!r}, but must be auto, cpu or cuda")
+    if not 0 < timeout_minutes < float("inf"):
+        raise ValueError(f"timeout_minutes is {timeout_minutes}, but must be above 0 and finite")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch sees no GPU; use --run.device cpu or auto")
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -55,17 +167,24 @@ def runtime(device: str = "auto", timeout_minutes: float = 30.0) -> Iterator[Run
     place = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(place)
+    watch = Watch(rank, 60 * timeout_minutes)
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, watch.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     if world_size > 1:
         timeout = timedelta(minutes=timeout_minutes)
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timeout)
+        # gloo beside nccl: plain numbers, and what lies in host memory (CPU offload)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timeout)
     try:
-        yield Runtime(rank, world_size, place)
+        yield Runtime(rank, world_size, place, watch)
         if world_size > 1:
             dist.barrier()
     finally:
         sys.stdout.flush()
         if world_size > 1:
             dist.destroy_process_group()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
@@ -114,6 +233,11 @@ def gather_json(value: Any, device: torch.device) -> list[Any]:
     padded[: payload.numel()] = payload
     parts = _gather(padded)
     return [json.loads(bytes(part[:n].cpu().numpy())) for part, n in zip(parts, lengths, strict=True)]
+
+
+def _is_network_error(error: RuntimeError) -> bool:
+    words = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
 
 def _gather(tensor: torch.Tensor) -> list[torch.Tensor]:

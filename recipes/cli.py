@@ -12,14 +12,19 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import sys
 import tomllib
+import traceback
 import types
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+from psychecore.reward.score import RewardError
+from psychecore.runtime import PeerError
 
 T = TypeVar("T")
 MISSING = dataclasses.MISSING
@@ -55,13 +60,19 @@ def dump_config(config: Any) -> str:
 
 @contextmanager
 def main_guard() -> Iterator[None]:
-    """What a user did wrong ends in one message on stderr and exit code 2, without a traceback."""
+    """An error ends in one message on stderr: exit code 2 for what a user can mend, without a traceback; else 1.
+
+    What every rank knows of is told by the first alone, anything else by the rank that met it.
+    """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError, PeerError, RewardError) as error:
         sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from error
+        if os.environ.get("RANK", "0") == "0" or not getattr(error, "agreed", False):
+            if isinstance(error, RewardError) and error.__cause__ is not None:
+                traceback.print_exception(error.__cause__)  # a user's own code
+            print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr, flush=True)
+        raise SystemExit(1 if isinstance(error, PeerError) else 2) from error
     except KeyboardInterrupt:
         print("interrupted; the run continues from its last checkpoint when started again", file=sys.stderr)
         raise SystemExit(130) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +14,16 @@ import torch
 from psychecore.data.prompts import question_messages
 from psychecore.data.records import Question, read_questions
 from psychecore.data.stream import share
+from psychecore.durable import digest, replace_file
 from psychecore.evaluate.choice import ChoiceReport, score_choice
 from psychecore.model.decoder import Decoder
-from psychecore.model.pretrained import load_model
+from psychecore.model.pretrained import HUB_FILES, load_model
 from psychecore.rollout.sampler import Sampler
 from psychecore.rollout.sampling import SamplingParams
 from psychecore.runtime import Runtime, fast_dtype, gather_json
 from psychecore.text.tokenizer import Tokenizer
-from psychecore.train.run_state import list_checkpoints
+from psychecore.train.optimizer import Optimizer
+from psychecore.train.run_state import Checkpoints, load_checkpoint
 from psychecore.train.sharding import ShardingConfig, gathered, make_mesh, sharder
 
 
@@ -53,6 +54,9 @@ class RunOptions:
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto takes CUDA where there is one")
     checkpoint_every: int = option(50, "steps between checkpoints; one is always written at the end")
     keep_checkpoints: int = option(2, "how many of the newest checkpoints stay, at least 2")
+    mark_every: int = option(0, "steps between checkpoints that stay for good, a multiple of checkpoint_every; 0: none")
+    checkpoint_in_background: bool = option(False, "write checkpoints from a copy while training goes on")
+    timeout_minutes: float = option(60.0, "a phase, or a wait for another rank, that lasts longer ends the run")
     evaluate_first: bool = option(True, "measure held-out accuracy before the first step too")
     evaluate_every: int = option(0, "steps between held-out evaluations; 0: only at the end")
 
@@ -65,6 +69,12 @@ class RunOptions:
             raise ValueError(
                 "checkpoint_every must be at least 1, keep_checkpoints at least 2, evaluate_every at least 0"
             )
+        if self.mark_every < 0 or self.mark_every % self.checkpoint_every:
+            raise ValueError(
+                f"mark_every is {self.mark_every}, but must be a multiple of {self.checkpoint_every}, or 0"
+            )
+        if not 0 < self.timeout_minutes < float("inf"):
+            raise ValueError(f"timeout_minutes is {self.timeout_minutes}, but must be above 0 and finite")
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,8 @@ def load_policy(options: ModelOptions, sharding: ShardingConfig, runtime: Runtim
         mesh = make_mesh(sharding, runtime.world_size, runtime.device)
         shard = sharder(mesh, dtype, cpu_offload=sharding.cpu_offload)
         place = "cpu" if sharding.cpu_offload else runtime.device
-        policy = load_model(options.path, torch.float32, place, shard)
+        with runtime.together("loading the model"):
+            policy = load_model(options.path, torch.float32, place, shard)
     policy.checkpoint_activations = options.checkpoint_activations
     return policy
 
@@ -121,26 +132,107 @@ def load_frozen(path: str, dtype: torch.dtype, sharding: ShardingConfig, runtime
     shard: Callable[[Decoder], None] | None = None
     if runtime.world_size > 1:
         shard = sharder(make_mesh(sharding, runtime.world_size, runtime.device), dtype, cpu_offload=on_cpu, cast=False)
-    model = load_model(path, dtype, "cpu" if on_cpu else runtime.device, shard)
+    with runtime.together("loading the reference"):
+        model = load_model(path, dtype, "cpu" if on_cpu else runtime.device, shard)
     return model.requires_grad_(False)
 
 
-def open_run_folder(folder: Path, config_text: str, runtime: Runtime) -> Path | None:
-    """Create the run folder with its resolved config; returns the newest checkpoint of an interrupted run, or None.
+def open_run_folder(folder: Path, config_text: str, runtime: Runtime) -> None:
+    """Create the run folder with its resolved config.
 
     Raises ValueError where the folder holds a run with another config: two runs never mix.
     """
     path = folder / "config.toml"
-    if path.exists() and path.read_text(encoding="utf-8") != config_text:
-        raise ValueError(
-            f"{folder} holds a run with another configuration: choose another --run.folder, remove it, or give the "
-            f"configuration of {path} to continue it"
-        )
-    if runtime.first:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(config_text, encoding="utf-8")
-    found = list_checkpoints(folder / "checkpoints")
-    return found[-1] if found else None
+    with runtime.together("opening the run folder"):
+        if path.exists() and path.read_text(encoding="utf-8") != config_text:
+            raise ValueError(
+                f"{folder} holds a run with another configuration: choose another --run.folder, remove it, or give the "
+                f"configuration of {path} to continue it"
+            )
+    with runtime.together("creating the run folder"):
+        if runtime.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_file(path, [config_text])
+
+
+def resume(
+    checkpoints: Checkpoints, optimizer: Optimizer, inputs: dict[str, str], config_text: str, runtime: Runtime
+) -> dict[str, Any]:
+    """Load the newest whole checkpoint, if there is one; returns its state, or that of a run that begins.
+
+    Raises ValueError where the model's or the data's files are not those that the checkpoint was made with.
+    """
+    begin = {"step": 0, "cursor": 0, "total_tokens": 0, "inputs": inputs, "config_sha256": text_hash(config_text)}
+    with runtime.phase("resume"):
+        checkpoint, skipped = checkpoints.newest()
+        for line in skipped:
+            runtime.say(line)
+        if checkpoint is None:
+            return begin
+        with runtime.together("loading a checkpoint"):
+            state = load_checkpoint(checkpoint, optimizer, runtime)
+            if state["config_sha256"] != begin["config_sha256"]:
+                raise ValueError(f"{checkpoint} is of a run with another configuration")
+            check_hashes(state["inputs"], inputs, f"{checkpoint} was written")
+        if state["world_size"] != runtime.world_size:
+            runtime.say(f"written by {state['world_size']} rank(s), continued by {runtime.world_size}")
+        runtime.say(f"continuing {checkpoints.folder.parent} after step {state['step']}")
+    return state
+
+
+def end_step(
+    run: RunOptions,
+    state: dict[str, Any],
+    total_steps: int,
+    checkpoints: Checkpoints,
+    optimizer: Optimizer,
+    runtime: Runtime,
+) -> bool:
+    """Write a checkpoint where one is due; returns whether a signal asks the run to end here, which makes one due."""
+    step, stop = state["step"], runtime.stop_signal()
+    last = step == total_steps
+    if run.checkpoint_in_background:
+        checkpoints.check()
+    if stop or last or step % run.checkpoint_every == 0:
+        with runtime.phase("checkpoint"):
+            rest = {name: value for name, value in state.items() if name != "step"}
+            checkpoints.save(step, optimizer, rest, mark=bool(run.mark_every) and step % run.mark_every == 0)
+            if stop or last:
+                checkpoints.finish()
+    if stop and not last:
+        runtime.say(f"stopped by {stop} after step {step}, which is saved: the same command continues the run")
+    return bool(stop) and not last
+
+
+def hash_inputs(model: Path, files: Sequence[Path], runtime: Runtime) -> dict[str, str]:
+    """SHA-256 by path of a model folder's files and of other files; read by the first rank, told to all."""
+    hashes: dict[str, str] = {}
+    with runtime.together("reading the model's and the data's files"):
+        if runtime.first:
+            found = [path for pattern in HUB_FILES for path in sorted(model.glob(pattern))]
+            hashes = {str(path): digest(path) for path in [*found, *files]}
+    return gather_json(hashes, runtime.device)[0]
+
+
+def check_hashes(then: dict[str, str], now: dict[str, str], since: str) -> None:
+    """Raise ValueError naming the first file that is not what it was."""
+    for path, sha256 in then.items():
+        if now.get(path) != sha256:
+            raise ValueError(
+                f"{path} has changed since {since} (SHA-256 {sha256:.12} then, {now.get(path, 'no file'):.12} now): "
+                "restore it, or choose another --run.folder"
+            )
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def evaluated(folder: Path, label: str) -> bool:
+    """Whether evaluation.json of the run folder has this entry already."""
+    path = folder / "evaluation.json"
+    return path.exists() and label in json.loads(path.read_text(encoding="utf-8"))
 
 
 def evaluate_sets(
@@ -176,23 +268,12 @@ def record_evaluation(folder: Path, label: str, step: int, reports: dict[str, Ch
         path = folder / "evaluation.json"
         rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         rows[label] = {"step": step, "sets": {name: report.to_row() for name, report in reports.items()}}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        replace_file(path, [json.dumps(rows, indent=2) + "\n"])
 
 
-def data_hash(path: Path) -> str:
-    """SHA-256 of a training file, kept in checkpoints."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_data(state: dict[str, Any], digest: str, path: Path, checkpoint: Path) -> None:
-    """Raise ValueError where the training file is not the one that the checkpoint was made with."""
-    if state["data_sha256"] != digest:
-        raise ValueError(
-            f"{path} has changed since {checkpoint} was written: restore it, or choose another --run.folder"
-        )
+def evaluation_due(run: RunOptions, step: int, total_steps: int) -> bool:
+    """Whether held-out accuracy is measured after this step, the last one apart."""
+    return bool(run.evaluate_every) and step % run.evaluate_every == 0 and step < total_steps
 
 
 def steps_of(run: RunOptions, rows: int, rows_per_step: int) -> int:

@@ -24,21 +24,26 @@ from common import (
     EvaluationOptions,
     ModelOptions,
     RunOptions,
-    check_data,
-    data_hash,
+    check_hashes,
+    end_step,
     evaluate_sets,
+    evaluated,
+    evaluation_due,
+    hash_inputs,
     load_frozen,
     load_policy,
     open_run_folder,
     option,
     quarters,
     record_evaluation,
+    resume,
     steps_of,
 )
 
 from psychecore.data.prompts import question_messages
 from psychecore.data.records import Question, read_questions
 from psychecore.data.stream import Stream, share
+from psychecore.durable import remove_folder
 from psychecore.model.decoder import Decoder
 from psychecore.model.pretrained import local_folder, save_model
 from psychecore.reward.score import RewardConfig, score_group
@@ -51,7 +56,7 @@ from psychecore.train.advantage import group_advantages, informative_groups
 from psychecore.train.grpo import GrpoConfig, grpo_update
 from psychecore.train.metrics import RunLog, Stopwatch, matmul_peak, peak_memory_gib, step_line, training_flops
 from psychecore.train.optimizer import Optimizer, OptimizerConfig
-from psychecore.train.run_state import load_checkpoint, save_checkpoint
+from psychecore.train.run_state import Checkpoints, list_checkpoints
 from psychecore.train.sharding import ShardingConfig, gathered
 
 LINE = {
@@ -117,27 +122,30 @@ class GrpoRecipe:
 
 def main(config: GrpoRecipe, runtime: Runtime) -> None:
     """Train as configured, or continue the run that the folder holds."""
-    questions = read_questions(config.data.train)
-    digest = data_hash(config.data.train)
-    heldout = config.evaluation.read()
-    tokenizer = load_tokenizer(local_folder(config.model.path))
-    prompts = encode(questions, tokenizer, config.data.max_prompt_tokens)
-    folder, train = config.run.folder, config.train
-    checkpoint = open_run_folder(folder, dump_config(config), runtime)
+    with runtime.together("reading the data"):
+        questions = read_questions(config.data.train)
+        heldout = config.evaluation.read()
+        model_folder = local_folder(config.model.path)
+        tokenizer = load_tokenizer(model_folder)
+        prompts = encode(questions, tokenizer, config.data.max_prompt_tokens)
+    folder, train, config_text = config.run.folder, config.train, dump_config(config)
+    open_run_folder(folder, config_text, runtime)
+    inputs = hash_inputs(model_folder, [config.data.train, *map(Path, config.evaluation.files)], runtime)
 
     total_steps = steps_of(config.run, len(questions), train.prompts_per_step)
     policy = load_policy(config.model, config.sharding, runtime)
     optimizer = Optimizer(policy, config.optimizer, total_steps * train.mini_batches)
-    stream = Stream(len(questions), config.run.seed)
+    run = config.run
+    checkpoints = Checkpoints(folder / "checkpoints", runtime, run.keep_checkpoints, run.checkpoint_in_background)
+    state = resume(checkpoints, optimizer, inputs, config_text, runtime)
+    first_step = state["step"]
+    stream = Stream(len(questions), config.run.seed, state["cursor"])
     log = RunLog(folder, runtime)
-    first_step = 0
-    if checkpoint is not None:
-        state = load_checkpoint(checkpoint, optimizer)
-        check_data(state, digest, config.data.train, checkpoint)
-        first_step, stream.position = state["step"], state["cursor"]
-        runtime.say(f"continuing {folder} after step {first_step}")
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        log.keep_until(name, "grpo", first_step)
+    for name in ("metrics.jsonl", "timings.jsonl", "samples.jsonl"):
+        log.keep_until(name, first_step)
+    if "reference" in state:
+        now = hash_inputs(reference_folder(config, last_refresh(config, first_step)), [], runtime)
+        check_hashes(state["reference"], now, "the reference was refreshed")
     reference = load_reference(config, first_step, policy.compute_dtype, runtime)
     sampling = config.sampling
     sampler = Sampler(policy, tokenizer, sampling.max_slots, max_length(config, prompts), sampling.memory_gib)
@@ -146,32 +154,35 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         f"{train.samples_per_prompt} samples, {policy.config.parameters / 1e6:.0f}M parameters, "
         f"{runtime.world_size} rank(s) on {runtime.device}"
     )
-    peak = matmul_peak(runtime.device, policy.compute_dtype)
+    peak = matmul_peak(runtime, policy.compute_dtype)
 
     def evaluate(label: str, step: int) -> None:
-        if heldout:
+        if heldout and not (first_step and evaluated(folder, label)):
             runtime.say(f"held-out accuracy {label} (step {step}):")
-            reports = evaluate_sets(
-                policy, tokenizer, heldout, config.evaluation, sampling.max_slots, runtime, sampling.memory_gib
-            )
+            with runtime.phase("evaluation"):
+                reports = evaluate_sets(
+                    policy, tokenizer, heldout, config.evaluation, sampling.max_slots, runtime, sampling.memory_gib
+                )
             record_evaluation(folder, label, step, reports, runtime)
 
     if config.run.evaluate_first and first_step == 0:
         evaluate("before", 0)
+    if first_step and evaluation_due(config.run, first_step, total_steps):
+        evaluate(f"step {first_step}", first_step)  # a run may have been killed between checkpoint and evaluation
     for step in range(first_step + 1, total_steps + 1):
-        watch, started = Stopwatch(runtime.device), time.perf_counter()
+        watch, started = Stopwatch(runtime), time.perf_counter()
         # next prompts: all ranks draw the same batch, each takes its share
         picked = stream.take(train.prompts_per_step)
         mine = share(range(train.prompts_per_step), runtime.rank, runtime.world_size)
         # sample groups
-        with watch("rollout"), gathered(policy):
-            params = replace(config.sampling.params, seed=stream_key(config.run.seed, step, 0))
-            bar = "rollout" if runtime.first else None
+        params = replace(config.sampling.params, seed=stream_key(config.run.seed, step, 0))
+        bar = "rollout" if runtime.first else None
+        with watch("rollout"), gathered(policy), runtime.together("rollout"):
             groups = sampler.generate(
                 [prompts[picked[i]] for i in mine], params, train.samples_per_prompt, prompt_keys=mine, progress=bar
             )
         # score, and compare each sample with its siblings
-        with watch("reward"):
+        with watch("reward"), runtime.together("reward"):
             for i, group in zip(mine, groups, strict=True):
                 scores = score_group(group.texts, questions[picked[i]], config.reward)
                 for rollout, score in zip(group.rollouts, scores, strict=True):
@@ -194,31 +205,37 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
                 progress=runtime.first,
             )
         # log
+        state |= {"step": step, "cursor": stream.position, "total_tokens": state["total_tokens"] + metrics["tokens"]}
         row = {"phase": "grpo", "step": step, **summarise(groups, runtime), **metrics, "lr": lr, "epoch": stream.epoch}
-        flops = training_flops(policy.config, row["tokens"], row["new_tokens"])
-        row |= {f"{phase}_seconds": seconds for phase, seconds in watch.seconds.items()}
-        row["rollout_tokens_per_s"] = row["new_tokens"] / watch.seconds["rollout"]
-        row["occupancy"] = sampler.stats.occupancy
-        row["update_tokens_per_s"] = row["tokens"] / watch.seconds["update"]
-        row["mfu"] = flops / watch.seconds["update"] / (peak * runtime.world_size)
-        row |= {"memory_gib": peak_memory_gib(runtime.device), "seconds": time.perf_counter() - started}
+        row["total_tokens"] = state["total_tokens"]
         log.write("metrics.jsonl", row)
         write_samples(log, step, [(questions[picked[i]].id, g) for i, g in zip(mine, groups, strict=True)], tokenizer)
-        runtime.say(step_line("grpo", step, total_steps, row, LINE))
+        flops = training_flops(policy.config, row["tokens"], row["new_tokens"])
+        timing = {"phase": "grpo", "step": step, **{f"{name}_seconds": s for name, s in watch.seconds.items()}}
+        timing["rollout_tokens_per_s"] = row["new_tokens"] / watch.seconds["rollout"]
+        timing["update_tokens_per_s"] = row["tokens"] / watch.seconds["update"]
+        timing["mfu"] = flops / watch.seconds["update"] / (peak * runtime.world_size)
+        timing |= {"occupancy": sampler.stats.occupancy, "memory_gib": peak_memory_gib(runtime.device)}
+        timing["seconds"] = time.perf_counter() - started
+        log.write("timings.jsonl", timing)
+        runtime.say(step_line("grpo", step, total_steps, row | timing, LINE))
         # refresh, checkpoint (which a restart may follow, so it comes second), evaluate
         if reference is not None and config.reference.refresh_every and step % config.reference.refresh_every == 0:
-            save_model(policy, tokenizer, reference_folder(config, step), dtype=policy.compute_dtype)
-            reference = load_reference(config, step, policy.compute_dtype, runtime)
-        if step % config.run.checkpoint_every == 0 or step == total_steps:
-            state = {"cursor": stream.position, "data_sha256": digest}
-            save_checkpoint(folder / "checkpoints", step, optimizer, state, runtime, config.run.keep_checkpoints)
-        if config.run.evaluate_every and step % config.run.evaluate_every == 0 and step < total_steps:
+            with runtime.phase("reference"):
+                save_model(policy, tokenizer, reference_folder(config, step), dtype=policy.compute_dtype)
+                reference = load_reference(config, step, policy.compute_dtype, runtime)
+            state["reference"] = hash_inputs(reference_folder(config, step), [], runtime)
+        if end_step(config.run, state, total_steps, checkpoints, optimizer, runtime):
+            return
+        prune_references(config, runtime)
+        if evaluation_due(config.run, step, total_steps):
             evaluate(f"step {step}", step)
     if runtime.first:  # the rank that writes the log
         early, late = quarters([row["reward"] for row in log.read("metrics.jsonl")])
         runtime.say(f"mean reward: first quarter of the steps {early:.3f}, last quarter {late:.3f}")
     evaluate("after", total_steps)
-    save_model(policy, tokenizer, folder / "export", dtype=torch.bfloat16)
+    with runtime.phase("export"):
+        save_model(policy, tokenizer, folder / "export", dtype=torch.bfloat16)
     runtime.say(f"exported to {folder / 'export'}")
 
 
@@ -248,13 +265,28 @@ def load_reference(config: GrpoRecipe, step: int, dtype: torch.dtype, runtime: R
     every = config.reference.refresh_every
     path = config.reference.path or config.model.path
     if every and step >= every:
-        path = str(reference_folder(config, step - step % every))
+        path = str(reference_folder(config, last_refresh(config, step)))
     return load_frozen(path, dtype, config.sharding, runtime, on_cpu=config.reference.device == "cpu")
+
+
+def last_refresh(config: GrpoRecipe, step: int) -> int:
+    """The step whose policy is the reference after `step` steps."""
+    return step - step % config.reference.refresh_every
 
 
 def reference_folder(config: GrpoRecipe, step: int) -> Path:
     """Where a refreshed reference is kept, so that a run can continue with it."""
     return config.run.folder / "reference" / f"step_{step:06}"
+
+
+def prune_references(config: GrpoRecipe, runtime: Runtime) -> None:
+    """Remove the references that no checkpoint needs any more."""
+    checkpoints, folder = list_checkpoints(config.run.folder / "checkpoints"), config.run.folder / "reference"
+    if runtime.first and checkpoints and folder.is_dir():
+        needed = reference_folder(config, last_refresh(config, int(checkpoints[0].name[5:])))
+        for old in sorted(folder.glob("step_*")):
+            if old.name < needed.name:
+                remove_folder(old)
 
 
 @contextmanager
@@ -299,5 +331,5 @@ def write_samples(log: RunLog, step: int, groups: list[tuple[str, Group]], token
 if __name__ == "__main__":
     with main_guard():
         recipe = load_config(GrpoRecipe, sys.argv[1:], __doc__, table="grpo")
-        with runtime(recipe.run.device) as here:
+        with runtime(recipe.run.device, recipe.run.timeout_minutes) as here:
             main(recipe, here)

@@ -9,17 +9,21 @@ Each stage is a process of its own (torchrun where `processes` is above 1), and 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import compose
 from cli import dump_config, load_config, main_guard
-from common import option
+from common import evaluated, option
 from grpo import GrpoRecipe
 from sft import SftRecipe
+
+from psychecore.durable import replace_file
 
 RECIPES = Path(__file__).resolve().parent
 
@@ -78,17 +82,35 @@ def main(config: Pipeline) -> None:
 
 
 def run_stage(name: str, config: SftRecipe | GrpoRecipe, options: PipelineOptions) -> None:
-    """Run one recipe as a process; raises SystemExit with its exit code where it fails."""
+    """Run one recipe as a process; raises SystemExit with its exit code where it fails or is stopped by a signal.
+
+    A signal is the stage's to obey (it saves first), so it is passed on and waited for.
+    """
     print(f"\n== {name}", flush=True)
     options.folder.mkdir(parents=True, exist_ok=True)
     preset = options.folder / f"{name}.toml"
-    preset.write_text(dump_config(config), encoding="utf-8")
+    replace_file(preset, [dump_config(config)])
     launcher = [sys.executable]
     if options.processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.processes)]
-    code = subprocess.run([*launcher, str(RECIPES / f"{name}.py"), "--config", str(preset)], check=False).returncode
-    if code:
+    # a session of its own: a Ctrl-C then reaches the stage once, from here
+    stage = subprocess.Popen([*launcher, str(RECIPES / f"{name}.py"), "--config", str(preset)], start_new_session=True)
+    received: list[int] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        received.append(number)
+        stage.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        code = stage.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code and not received:
         print(f"error: stage {name} ended with exit code {code}", file=sys.stderr)
+    if code or received or not evaluated(config.run.folder, "after"):
+        print(f"stage {name} was not finished; the same command continues it", file=sys.stderr)
         raise SystemExit(code)
 
 

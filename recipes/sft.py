@@ -21,13 +21,16 @@ from common import (
     EvaluationOptions,
     ModelOptions,
     RunOptions,
-    check_data,
-    data_hash,
+    end_step,
     evaluate_sets,
+    evaluated,
+    evaluation_due,
+    hash_inputs,
     load_policy,
     open_run_folder,
     option,
     record_evaluation,
+    resume,
     steps_of,
 )
 from tqdm import tqdm
@@ -39,7 +42,7 @@ from psychecore.runtime import Runtime, runtime
 from psychecore.text.tokenizer import Encoded, Tokenizer, load_tokenizer
 from psychecore.train.metrics import RunLog, Stopwatch, matmul_peak, peak_memory_gib, step_line, training_flops
 from psychecore.train.optimizer import Optimizer, OptimizerConfig
-from psychecore.train.run_state import load_checkpoint, save_checkpoint
+from psychecore.train.run_state import Checkpoints
 from psychecore.train.sft import SftConfig, sft_step
 from psychecore.train.sharding import ShardingConfig
 
@@ -69,42 +72,46 @@ class SftRecipe:
 
 def main(config: SftRecipe, runtime: Runtime) -> None:
     """Train as configured, or continue the run that the folder holds."""
-    rows = read_conversations(config.data.train)
-    digest = data_hash(config.data.train)
-    heldout = config.evaluation.read()
-    tokenizer = load_tokenizer(local_folder(config.model.path))
-    conversations = encode(rows, tokenizer, config.train.max_length, runtime)
-    folder = config.run.folder
-    checkpoint = open_run_folder(folder, dump_config(config), runtime)
+    with runtime.together("reading the data"):
+        rows = read_conversations(config.data.train)
+        heldout = config.evaluation.read()
+        model_folder = local_folder(config.model.path)
+        tokenizer = load_tokenizer(model_folder)
+        conversations = encode(rows, tokenizer, config.train.max_length, runtime)
+    folder, config_text = config.run.folder, dump_config(config)
+    open_run_folder(folder, config_text, runtime)
+    inputs = hash_inputs(model_folder, [config.data.train, *map(Path, config.evaluation.files)], runtime)
 
     total_steps = steps_of(config.run, len(rows), config.train.batch_size)
     policy = load_policy(config.model, config.sharding, runtime)
     optimizer = Optimizer(policy, config.optimizer, total_steps)
-    stream = Stream(len(rows), config.run.seed + config.data.shuffle_seed)
+    run = config.run
+    checkpoints = Checkpoints(folder / "checkpoints", runtime, run.keep_checkpoints, run.checkpoint_in_background)
+    state = resume(checkpoints, optimizer, inputs, config_text, runtime)
+    first_step = state["step"]
+    stream = Stream(len(rows), config.run.seed + config.data.shuffle_seed, state["cursor"])
     log = RunLog(folder, runtime)
-    first_step = 0
-    if checkpoint is not None:
-        state = load_checkpoint(checkpoint, optimizer)
-        check_data(state, digest, config.data.train, checkpoint)
-        first_step, stream.position = state["step"], state["cursor"]
-        runtime.say(f"continuing {folder} after step {first_step}")
-    log.keep_until("metrics.jsonl", "sft", first_step)
+    for name in ("metrics.jsonl", "timings.jsonl"):
+        log.keep_until(name, first_step)
     runtime.say(
         f"SFT: {len(rows)} conversations, {total_steps} steps of {config.train.batch_size}, "
         f"{policy.config.parameters / 1e6:.0f}M parameters, {runtime.world_size} rank(s) on {runtime.device}"
     )
-    peak = matmul_peak(runtime.device, policy.compute_dtype)
+    peak = matmul_peak(runtime, policy.compute_dtype)
 
     def evaluate(label: str, step: int) -> None:
-        if heldout:
+        if heldout and not (first_step and evaluated(folder, label)):
             runtime.say(f"held-out accuracy {label} (step {step}):")
-            reports = evaluate_sets(policy, tokenizer, heldout, config.evaluation, 64, runtime)
+            with runtime.phase("evaluation"):
+                reports = evaluate_sets(policy, tokenizer, heldout, config.evaluation, 64, runtime)
             record_evaluation(folder, label, step, reports, runtime)
 
     if config.run.evaluate_first and first_step == 0:
         evaluate("before", 0)
+    if first_step and evaluation_due(config.run, first_step, total_steps):
+        evaluate(f"step {first_step}", first_step)  # a run may have been killed between checkpoint and evaluation
     for step in range(first_step + 1, total_steps + 1):
-        watch, started = Stopwatch(runtime.device), time.perf_counter()
+        watch, started = Stopwatch(runtime), time.perf_counter()
         lr = optimizer.lr
         batch = share(stream.take(config.train.batch_size), runtime.rank, runtime.world_size)
         with watch("update"):
@@ -116,20 +123,23 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
                 runtime,
                 progress=runtime.first,
             )
-        seconds = watch.seconds["update"]
-        flops = training_flops(policy.config, metrics["tokens"], metrics["labels"])
+        state |= {"step": step, "cursor": stream.position, "total_tokens": state["total_tokens"] + metrics["tokens"]}
         row = {"phase": "sft", "step": step, **metrics, "lr": lr, "epoch": stream.epoch}
-        row |= {"tokens_per_s": metrics["tokens"] / seconds, "mfu": flops / seconds / (peak * runtime.world_size)}
-        row |= {"memory_gib": peak_memory_gib(runtime.device), "seconds": time.perf_counter() - started}
+        row["total_tokens"] = state["total_tokens"]
         log.write("metrics.jsonl", row)
-        runtime.say(step_line("sft", step, total_steps, row, LINE))
-        if step % config.run.checkpoint_every == 0 or step == total_steps:
-            state = {"cursor": stream.position, "data_sha256": digest}
-            save_checkpoint(folder / "checkpoints", step, optimizer, state, runtime, config.run.keep_checkpoints)
-        if config.run.evaluate_every and step % config.run.evaluate_every == 0 and step < total_steps:
+        seconds, flops = watch.seconds["update"], training_flops(policy.config, metrics["tokens"], metrics["labels"])
+        timing = {"phase": "sft", "step": step, "tokens_per_s": metrics["tokens"] / seconds}
+        timing |= {"mfu": flops / seconds / (peak * runtime.world_size), "memory_gib": peak_memory_gib(runtime.device)}
+        timing["seconds"] = time.perf_counter() - started
+        log.write("timings.jsonl", timing)
+        runtime.say(step_line("sft", step, total_steps, row | timing, LINE))
+        if end_step(config.run, state, total_steps, checkpoints, optimizer, runtime):
+            return
+        if evaluation_due(config.run, step, total_steps):
             evaluate(f"step {step}", step)
     evaluate("after", total_steps)
-    save_model(policy, tokenizer, folder / "export", dtype=torch.bfloat16)
+    with runtime.phase("export"):
+        save_model(policy, tokenizer, folder / "export", dtype=torch.bfloat16)
     runtime.say(f"exported to {folder / 'export'}")
 
 
@@ -155,5 +165,5 @@ def encode(rows: list[Conversation], tokenizer: Tokenizer, max_length: int, runt
 if __name__ == "__main__":
     with main_guard():
         recipe = load_config(SftRecipe, sys.argv[1:], __doc__, table="sft")
-        with runtime(recipe.run.device) as here:
+        with runtime(recipe.run.device, recipe.run.timeout_minutes) as here:
             main(recipe, here)

@@ -14,13 +14,14 @@ REPO = Path(__file__).resolve().parents[1]
 # The most exact row that covers a file decides; what it may import is the row's list and its own package.
 ALLOWED: dict[str, list[str]] = {
     "kernels": [],
-    "model": [],
+    "durable": [],
+    "model": ["durable"],
     "model.fused": ["kernels"],
     "text": [],
-    "data": ["text"],
+    "data": ["text", "durable"],
     "rollout": ["model", "data", "text"],
     "reward": ["data", "text"],
-    "train": ["model", "data", "text", "rollout.trajectory", "runtime"],
+    "train": ["model", "data", "text", "rollout.trajectory", "runtime", "durable"],
     "curate": ["data", "text"],
     "curate.generator": ["data", "text", "model", "rollout"],
     "evaluate": ["data", "text", "rollout", "reward"],
@@ -90,7 +91,7 @@ def write(root: Path, path: str, line: str) -> None:
     """A tree under `root` with a file of every row of the table, and `line` in the file at `path`."""
     modules = ["kernels/__init__.py", "recipes/grpo.py", "psychecore/__init__.py", "psychecore/rollout/sampler.py"]
     for row in ALLOWED.keys() - {"kernels"}:
-        is_file = "." in row or row == "runtime"
+        is_file = "." in row or row in ("runtime", "durable")
         modules.append(f"psychecore/{row.replace('.', '/')}" + (".py" if is_file else "/__init__.py"))
     for module in modules:
         (root / module).parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from psychecore.durable import replace_file
 from psychecore.text.chat import Message, check_messages
 
 LETTERS = "ABCDEFGHIJ"
@@ -119,11 +120,7 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
     """Write rows as JSONL beside `path` and rename, so that a killed run leaves the old file or the new one."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row.to_row(), ensure_ascii=False) + "\n")
-    os.replace(temporary, target)
+    replace_file(target, (json.dumps(row.to_row(), ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from psychecore.durable import replace_folder
 from psychecore.model.config import ModelConfig
 from psychecore.model.decoder import Decoder
 
@@ -116,16 +117,6 @@ def save_model(
         replace_folder(temporary, target)
     if dist.is_initialized():
         dist.barrier()
-
-
-def replace_folder(temporary: Path, target: Path) -> None:
-    """Put a finished folder in its place; an old one is moved aside first and removed last."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    temporary.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:
@@ -227,16 +218,19 @@ def _check_tensors(folder: Path, config: ModelConfig, places: dict[str, Place], 
 
 def copy_rows(parameter: Tensor, place: Place, source: Any) -> None:
     """Copy a file's tensor into its rows of the parameter, or into those rows that this rank's shard holds."""
-    local, first_row = parameter.data, 0
-    if isinstance(parameter, DTensor):
-        shape, offset = compute_local_shape_and_global_offset(
-            parameter.shape, parameter.device_mesh, parameter.placements
-        )
-        local, first_row = parameter.to_local(), offset[0] if shape[0] else 0
+    local, first_row = local_rows(parameter)
     start, stop = max(place.start, first_row), min(place.stop, first_row + local.shape[0])
     if start < stop:
         rows = source[start - place.start : stop - place.start]
         local[start - first_row : stop - first_row].copy_(rows)
+
+
+def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
+    """The rows of a tensor that lie on this rank, and the number of the first of them."""
+    if not isinstance(tensor, DTensor):
+        return tensor.data, 0
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tensor.to_local(), offset[0] if shape[0] else 0
 
 
 class _ShardWriter:

@@ -2,19 +2,27 @@
 
 The paper names the two terms, format and correctness, but not their weights nor the credit for questions with several
 right answers; the defaults are our choice. To add a reward, write a pure function of a text and a question, give it a
-weight in `RewardConfig` and a name in `score_group`: the name then appears in metrics.jsonl and samples.jsonl.
+weight in `RewardConfig` and a name in `_score`: the name then appears in metrics.jsonl and samples.jsonl. A reward that
+raises, hangs or returns NaN ends the run with the question and sample it did so on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, NoReturn, get_args
 
 from psychecore.data.records import Question
 from psychecore.reward.correctness import MultipleCredit, correctness_score
 from psychecore.reward.format import format_score
+
+
+class RewardError(RuntimeError):
+    """A reward function raised, took too long, or returned what is no finite number."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,11 @@ class RewardConfig:
         metadata={"help": "credit where several options are right: all or nothing, partial if none is wrong, overlap"},
     )
 
+    timeout_seconds: float = field(default=60.0, metadata={"help": "longest time that a group's scores may take"})
+
     def __post_init__(self) -> None:
+        if not self.timeout_seconds > 0:
+            raise ValueError(f"timeout_seconds is {self.timeout_seconds}, but must be above 0")
         for name, weight in (("format_weight", self.format_weight), ("correct_weight", self.correct_weight)):
             if not 0 <= weight < math.inf:
                 raise ValueError(f"{name} is {weight}, but must be a finite number of at least 0")
@@ -42,9 +54,41 @@ class RewardConfig:
 def score_group(texts: Sequence[str], question: Question, config: RewardConfig) -> list[dict[str, float]]:
     """Score each sample of a group: {"format": 0 or 1, "correct": 0 to 1, "total": their weighted sum}.
 
-    Pure and deterministic; a sample's scores do not depend on its siblings. Never raises on any text.
+    Pure and deterministic; a sample's scores do not depend on its siblings. Raises RewardError naming question, sample
+    and score where a reward function raises, takes longer than `timeout_seconds`, or returns NaN or infinity.
     """
-    return [_score(text, question, config) for text in texts]
+    scored: list[dict[str, float]] = []
+    place = f"question {question.id!r}, sample"
+    try:
+        with _time_limit(config.timeout_seconds):
+            for text in texts:
+                scored.append(_score(text, question, config))
+    except Exception as error:
+        raise RewardError(f"{place} {len(scored)}: the reward failed with {type(error).__name__}: {error}") from error
+    for number, scores in enumerate(scored):
+        for name, value in scores.items():
+            if not math.isfinite(value):
+                raise RewardError(f"{place} {number}: the score {name!r} is {value}, but must be finite")
+    return scored
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in a block that lasts longer; the alarm exists on Unix, in the main thread only."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number: int, frame: Any) -> NoReturn:
+        raise TimeoutError(f"no result after reward.timeout_seconds {seconds:g}")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _score(text: str, question: Question, config: RewardConfig) -> dict[str, float]:

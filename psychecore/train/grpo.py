@@ -107,16 +107,19 @@ def grpo_update(
     total = sum(len(micros) for micros in mini_batches)
     with tqdm(total=total, desc="update", disable=None if progress else True, leave=False) as bar:
         for micros in mini_batches:
+            loss = 0.0
             for micro in micros:
-                _add(sums, accumulate_gradient(policy, micro, config.loss, runtime, temperature, reference))
+                parts = accumulate_gradient(policy, micro, config.loss, runtime, temperature, reference)
+                loss += parts["loss"]
+                _add(sums, parts)
                 bar.update()
-            norms.append(optimizer.step())
+            norms.append(optimizer.step(loss))
     names = sorted(sums)  # every rank ran at least one micro-batch per mini-batch, so the names agree
     reduced = dict(zip(names, sum_over_ranks([sums[name] for name in names], runtime.device), strict=True))
-    labels, forward_tokens, loss = (reduced.pop(name) for name in ("labels", "tokens", "loss"))
+    labels, forward_tokens, total_loss = (reduced.pop(name) for name in ("labels", "tokens", "loss"))
     metrics = {name: value / max(labels, 1) for name, value in reduced.items()}
     metrics["clip_fraction"] = metrics.pop("clipped")
-    metrics |= {"loss": loss / len(norms), "gradient_norm": sum(norms) / len(norms), "tokens": forward_tokens}
+    metrics |= {"loss": total_loss / len(norms), "gradient_norm": sum(norms) / len(norms), "tokens": forward_tokens}
     return metrics
 
 

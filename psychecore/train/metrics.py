@@ -1,8 +1,13 @@
-"""What a run tells: metrics.jsonl and samples.jsonl, the line of a step, time by phase, memory, and MFU."""
+"""What a run tells: its JSONL logs, the line of a step, time by phase, memory, and MFU.
+
+metrics.jsonl and samples.jsonl depend on the configuration alone, on CPU to the last bit; what depends on the clock
+and the machine stands in timings.jsonl.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -13,6 +18,7 @@ from typing import Any
 
 import torch
 
+from psychecore.durable import replace_file
 from psychecore.model.config import ModelConfig
 from psychecore.runtime import Runtime
 
@@ -24,41 +30,45 @@ class RunLog:
         self.folder, self.runtime = folder, runtime
 
     def write(self, name: str, row: Mapping[str, Any]) -> None:
-        """Append `row` to the file `name`, flushed, so that a watcher sees it and a killed run keeps it."""
+        """Append `row` to the file `name`, flushed to disk, so that a checkpoint is never newer than its log."""
         if self.runtime.first:
-            with open(self.folder / name, "a", encoding="utf-8") as file:
+            with open(self.folder / name, "a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """The rows of a file so far; none where it does not exist."""
         path = self.folder / name
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-        return [json.loads(line) for line in lines if line]
+        return [json.loads(line) for line in _whole_lines(path)] if path.exists() else []
 
-    def keep_until(self, name: str, phase: str, step: int) -> None:
-        """Drop the rows of `phase` after `step`, which a resumed run writes again, and a last line that was cut off."""
+    def keep_until(self, name: str, step: int) -> None:
+        """Drop the rows after `step`, which a resumed run writes again, and a last line that was cut off."""
         path = self.folder / name
         if self.runtime.first and path.exists():
-            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # not splitlines: a text may hold U+2028
-            rows = [(line, json.loads(line)) for line in lines]
-            kept = [line + "\n" for line, row in rows if row.get("phase") != phase or row["step"] <= step]
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text("".join(kept), encoding="utf-8", newline="\n")
-            temporary.replace(path)
+            replace_file(path, (line for line in _whole_lines(path) if json.loads(line)["step"] <= step))
+
+
+def _whole_lines(path: Path) -> Iterator[str]:
+    with open(path, encoding="utf-8", newline="\n") as file:  # a text may hold U+2028, which is no end of a line here
+        for line in file:
+            if line.endswith("\n"):
+                yield line
 
 
 class Stopwatch:
-    """Seconds by phase of one step: `with watch("rollout"): ...`."""
+    """Seconds by phase of one step: `with watch("rollout"): ...`. A phase is bounded by the run's time-out."""
 
-    def __init__(self, device: torch.device):
-        self.device, self.seconds = device, {}  # type: tuple[torch.device, dict[str, float]]
+    def __init__(self, runtime: Runtime):
+        self.runtime, self.seconds = runtime, {}  # type: tuple[Runtime, dict[str, float]]
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # kernels run on after the call that queued them has returned
+        with self.runtime.phase(phase):
+            yield
+            if self.runtime.device.type == "cuda":
+                torch.cuda.synchronize(self.runtime.device)  # kernels run on after the call that queued them returned
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
@@ -81,11 +91,11 @@ def training_flops(config: ModelConfig, tokens: float, head_rows: float) -> floa
     return 6.0 * (body * tokens + head * head_rows)
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 0.3) -> float:
+def matmul_peak(runtime: Runtime, dtype: torch.dtype, size: int = 2048, seconds: float = 0.3) -> float:
     """FLOP/s of a large square matrix product here and now, the ceiling that MFU is a share of."""
-    size = size if device.type == "cpu" else 4 * size
-    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    watch, best = Stopwatch(device), 0.0
+    size = size if runtime.device.type == "cpu" else 4 * size
+    a, b = (torch.ones(size, size, dtype=dtype, device=runtime.device) for _ in range(2))
+    watch, best = Stopwatch(runtime), 0.0
     for number in range(100):
         with watch(str(number)):
             a @ b

@@ -13,12 +13,19 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from psychecore.train.finite import NonFiniteError, all_finite, describe_nonfinite, global_norm
+
+SKIPS_IN_ROW = 5  # more in a row are no accident
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (arXiv 1711.05101) and its schedule. warmup_steps counts; warmup_ratio is a share of all steps."""
+    """AdamW (arXiv 1711.05101) and its schedule. warmup_steps counts; warmup_ratio is a share of all steps.
+
+    nonfinite: what to do where a loss or gradient is NaN or infinite, stop the run or skip the step, five in a row at
+    most. Weights that are not finite always stop it.
+    """
 
     lr: float = 1e-6
     beta1: float = 0.9
@@ -29,6 +36,7 @@ class OptimizerConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
     warmup_ratio: float = 0.0
+    nonfinite: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -62,6 +70,7 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, config: OptimizerConfig, total_steps: int):
         self.config, self.total_steps, self.steps = config, total_steps, 0
+        self.skips_in_row = 0
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters = {name: _master(p) for name, p in self.parameters.items()}
         decayed = [m for m in self.masters.values() if m.ndim >= 2]
@@ -82,19 +91,17 @@ class Optimizer:
         """The rate that the next step will use."""
         return learning_rate(self.config, self.steps, self.total_steps)
 
-    def step(self) -> float:
-        """Clip, update, clear the gradients; returns the global gradient norm before clipping.
+    def step(self, loss: float = 0.0) -> float:
+        """Clip, update, clear the gradients; returns the global gradient norm before clipping, NaN for a skipped step.
 
-        Raises FloatingPointError when the norm is not finite, before anything is changed; the norm is global, so
-        every rank raises.
+        `loss` is this rank's; every rank must call. Where a loss, gradient or weight is NaN or infinite on any rank,
+        nothing changes: every rank raises NonFiniteError, which names it, or skips the step if the config says so.
         """
         masters = list(self.masters.values())
-        norm = torch.nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None])
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm, weight_norm = global_norm([m.grad for m in masters if m.grad is not None]), global_norm(masters)
         size = float(norm)
-        if not math.isfinite(size):
-            self.zero_grad()
-            raise FloatingPointError(f"the gradient norm is {size} at optimizer step {self.steps}; nothing was updated")
+        if not all_finite(loss, size, float(weight_norm)):
+            return self._refuse(loss, float(weight_norm))
         torch.nn.utils.clip_grads_with_norm_(masters, self.config.max_grad_norm, norm)
         for group in self.adamw.param_groups:
             group["lr"] = self.lr
@@ -102,7 +109,17 @@ class Optimizer:
         self.zero_grad()
         self.publish()
         self.steps += 1
+        self.skips_in_row = 0
         return size
+
+    def _refuse(self, loss: float, weight_norm: float) -> float:
+        gradients = {name: master.grad for name, master in self.masters.items()}
+        what = describe_nonfinite({"gradient": gradients, "weight": self.masters}, loss)
+        self.zero_grad()
+        self.skips_in_row += 1
+        if self.config.nonfinite == "skip" and math.isfinite(weight_norm) and self.skips_in_row <= SKIPS_IN_ROW:
+            return math.nan
+        raise NonFiniteError(f"not finite at optimizer step {self.steps}, nothing was updated: {what}")
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -125,13 +142,19 @@ class Optimizer:
                 tensors[f"{key}/{name}"] = state[key] if key in state else torch.zeros_like(master.detach())
         return tensors
 
+    def counters(self) -> dict[str, int]:
+        """What a checkpoint keeps beside the tensors."""
+        return {"steps": self.steps, "total_steps": self.total_steps, "skips_in_row": self.skips_in_row}
+
     @torch.no_grad()
-    def allocate_state(self, steps: int) -> dict[str, Tensor]:
-        """Zeroed moments after `steps` steps, to be filled in place (as `state_tensors` names them) by a resume."""
-        self.steps = steps
+    def allocate_state(self, counters: dict[str, int]) -> dict[str, Tensor]:
+        """Zeroed moments at these counters, to be filled in place (as `state_tensors` names them) by a resume."""
+        if counters["total_steps"] != self.total_steps:
+            raise ValueError(f"its schedule has {counters['total_steps']} optimizer steps, this one {self.total_steps}")
+        self.steps, self.skips_in_row = counters["steps"], counters["skips_in_row"]
         for master in self.masters.values():
             self.adamw.state[master] = {
-                "step": torch.tensor(float(steps), device=master.device),
+                "step": torch.tensor(float(self.steps), device=master.device),
                 "exp_avg": torch.zeros_like(master.detach()),
                 "exp_avg_sq": torch.zeros_like(master.detach()),
             }

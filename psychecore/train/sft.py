@@ -48,10 +48,11 @@ def sft_step(
 ) -> dict[str, float]:
     """One optimizer step on this rank's conversations (possibly none); every rank must call.
 
-    Returns loss (mean over all ranks' labels, or sequences), entropy (per label), gradient_norm, labels, tokens.
+    Returns loss (mean over all ranks' labels, or sequences), entropy (per label), gradient_norm (NaN for a step that
+    was skipped), labels, tokens.
     """
     sums = accumulate_sft_gradient(model, conversations, config, runtime, progress=progress)
-    norm = optimizer.step()
+    norm = optimizer.step(sums["loss"])
     names = sorted(sums)
     reduced = dict(zip(names, sum_over_ranks([sums[name] for name in names], runtime.device), strict=True))
     reduced["entropy"] /= max(reduced["labels"], 1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from psychecore.model.decoder import Decoder
+from psychecore.train.finite import NonFiniteError
 from psychecore.train.optimizer import Optimizer, OptimizerConfig, learning_rate
 
 IDS_BS = torch.arange(1, 17).reshape(2, 8)
@@ -93,12 +94,45 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float, tiny_model: C
     before = {name: tensor.clone() for name, tensor in optimizer.state_tensors().items()}
     model.logits(IDS_BS).float().sum().backward()
     optimizer.masters["layers.1.down.weight"].grad[3, 3] = bad
-    with pytest.raises(FloatingPointError, match="optimizer step 1; nothing was updated"):
+    message = r"optimizer step 1, nothing was updated: rank 0: gradient layers.1.down.weight \(1 values\)"
+    with pytest.raises(NonFiniteError, match=message):
         optimizer.step()
     after = optimizer.state_tensors()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert optimizer.steps == 1
     assert all(master.grad is None for master in optimizer.masters.values())
+
+
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_a_loss_or_weight_that_is_not_finite_is_named(nonfinite: str, tiny_model: Callable[..., Decoder]) -> None:
+    model = tiny_model(torch.float32)
+    optimizer = Optimizer(model, OptimizerConfig(nonfinite=nonfinite), total_steps=5)
+    if nonfinite == "stop":
+        with pytest.raises(NonFiniteError, match="rank 0: loss is inf"):
+            optimizer.step(float("inf"))
+    with torch.no_grad():
+        model.embed.weight[60, 3] = float("nan")  # a token that no batch holds: no gradient shows it
+    model.logits(IDS_BS)[..., :60].sum().backward()
+    model.embed.weight.grad[60] = 0
+    with pytest.raises(NonFiniteError, match=r"weight embed.weight \(1 values\)"):
+        optimizer.step()
+
+
+def test_skipping_leaves_everything_and_gives_up_after_five_in_a_row(tiny_model: Callable[..., Decoder]) -> None:
+    model = tiny_model(torch.float32)
+    optimizer = Optimizer(model, OptimizerConfig(nonfinite="skip"), total_steps=50)
+    before = {name: tensor.clone() for name, tensor in optimizer.state_tensors().items()}
+    for _ in range(2):
+        for _ in range(5):
+            assert math.isnan(optimizer.step(float("nan")))
+        if not optimizer.steps:
+            after = optimizer.state_tensors()
+            assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+            model.logits(IDS_BS).sum().backward()
+            assert optimizer.step(1.0) > 0  # a good step, and counting begins anew
+    with pytest.raises(NonFiniteError, match="loss is nan"):
+        optimizer.step(float("nan"))
+    assert optimizer.steps == 1
 
 
 @pytest.mark.parametrize(

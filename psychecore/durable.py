@@ -1,0 +1,112 @@
+"""Files and folders that are whole or absent, whenever the process or the machine stops.
+
+A new version is written beside its place, flushed to disk, and renamed. A sealed folder carries manifest.json, the size
+and SHA-256 of each of its files, written last: a folder whose manifest holds is as it was sealed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+
+
+def replace_file(path: Path, chunks: Iterable[str]) -> None:
+    """Write a UTF-8 text of several chunks in place of `path`."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(chunks)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def replace_folder(temporary: Path, target: Path) -> None:
+    """Put a finished folder in its place, flushed; an old one is moved aside first and removed last."""
+    for path in temporary.iterdir():
+        sync_file(path)
+    sync_folder(temporary)
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    temporary.rename(target)
+    sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(target: Path) -> None:
+    """Remove a folder; stopped half-way, what is left of it no longer bears its name."""
+    doomed = target.with_name(f".{target.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    target.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file to disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename in it survives a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(folder: Path, digests: dict[str, str]) -> None:
+    """Write the folder's manifest; `digests` are the SHA-256 by file name that are known already."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": digests.get(path.name) or digest(path)}
+        for path in sorted(folder.iterdir())
+    }
+    (folder / MANIFEST).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
+
+
+def damage(folder: Path, part: slice = slice(None)) -> str | None:
+    """What is wrong with a sealed folder, or None; only the `part` of its files is read, so that ranks can share."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected = [(name, int(entry["bytes"]), str(entry["sha256"])) for name, entry in sorted(files.items())]
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    for name, size, sha256 in expected[part]:
+        path = folder / name
+        if path.name != name or not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
+        if digest(path) != sha256:
+            return f"{name} is not what was written (its SHA-256 differs)"
+    return None
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise OSError where the disk of `folder` has less than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{needed / 2**30:.2f} GiB are needed, {free / 2**30:.2f} GiB are free: free space, or keep fewer "
+            "checkpoints",
+            str(folder),
+        )
