@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow clean
+.PHONY: help demo test test-slow faults clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ test: $(VENV)/.installed-test ## ruff, mypy, pytest, and the demo cut to a few s
 test-slow: $(VENV)/.installed-test ## the tests that are too long for make test
 	$(RUN) recipes/demo_model.py
 	$(RUN) -m pytest -m slow
+
+faults: $(VENV)/.installed-test ## kill -9 at 100 random moments, and every other fault that the tests know
+	$(RUN) recipes/demo_model.py
+	KILLS=100 $(RUN) -m pytest tests/faults --durations=5 -s
 
 clean: ## remove build products and caches; .venv, .models and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -195,8 +195,7 @@ def end_step(
         checkpoints.check()
     if stop or last or step % run.checkpoint_every == 0:
         with runtime.phase("checkpoint"):
-            rest = {name: value for name, value in state.items() if name != "step"}
-            checkpoints.save(step, optimizer, rest, mark=bool(run.mark_every) and step % run.mark_every == 0)
+            checkpoints.save(step, optimizer, state, mark=bool(run.mark_every) and step % run.mark_every == 0)
             if stop or last:
                 checkpoints.finish()
     if stop and not last:

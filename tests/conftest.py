@@ -9,9 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from compose import main as compose_main
 
+from psychecore.data.prompts import question_messages
+from psychecore.data.records import read_questions
 from psychecore.model.config import ModelConfig
 from psychecore.model.decoder import Decoder
+from psychecore.model.pretrained import save_model
+from psychecore.runtime import Runtime
+from psychecore.text.tokenizer import load_tokenizer
+from psychecore.train.optimizer import Optimizer, OptimizerConfig
+from psychecore.train.sft import SftConfig, sft_step
 
 REPO = Path(__file__).resolve().parents[1]
 SMOLLM2 = REPO / ".models" / "SmolLM2-135M-Instruct"
@@ -37,6 +45,27 @@ def shared_folder() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is absent: it holds data that is not ours to commit")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def workplace(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Composed data, and a model that has learnt to answer in the right format with a letter by chance.
+
+    A random model's rewards would all be 0, and GRPO on it would do nothing.
+    """
+    folder = tmp_path_factory.mktemp("workplace")
+    compose_main(["--out", str(folder / "data"), "--kinds", "field"])
+    tokenizer = load_tokenizer(smollm2_folder)
+    model = Decoder(ModelConfig("llama", 49152, 16, 2, 4, 2, 4, 32, tied_head=True)).initialise(0, std=0.1)
+    optimizer = Optimizer(model, OptimizerConfig(lr=2e-2), 60)
+    rows = [
+        tokenizer.render_chat([*question_messages(q), {"role": "assistant", "content": f"<think>x</think>{q.answer}"}])
+        for q in read_questions(folder / "data" / "heldout.jsonl")[:64]
+    ]
+    for step in range(60):
+        sft_step(model, optimizer, rows[step % 8 :: 8], SftConfig(8), Runtime(0, 1, torch.device("cpu")))
+    save_model(model, tokenizer, folder / "model")
+    return folder
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ class Checkpoints:
                 require_space(self.folder, int(1.01 * sum(sizes)) + 2**20)
                 shutil.rmtree(self._partial(target), ignore_errors=True)
                 self._partial(target).mkdir()
-        row = {"step": step, "optimizer": optimizer.counters(), "world_size": self.runtime.world_size, **state}
+        row = {**state, "step": step, "optimizer": optimizer.counters(), "world_size": self.runtime.world_size}
         arguments = (target, tensors, rows, row, mark)
         if self.background:
             self._writer = threading.Thread(target=self._write, args=arguments, name="checkpoint")
@@ -153,6 +153,8 @@ class Checkpoints:
                 self._commit(target, partial, row, mark)
         except Exception as error:
             self._failure = error
+            if self.runtime.first:
+                shutil.rmtree(partial, ignore_errors=True)  # it may be what fills the disk
 
     def _commit(self, target: Path, partial: Path, row: dict[str, Any], mark: bool) -> None:
         digests = {}
@@ -162,7 +164,7 @@ class Checkpoints:
                 raise OSError(f"rank {rank}: {report['error']}")
             digests[f"shard_{rank:05}.safetensors"] = report["sha256"]
             (partial / f".shard_{rank:05}.json").unlink()
-        (partial / "state.json").write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+        (partial / "state.json").write_text(json.dumps(row, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if mark:
             (partial / MARK).touch()
         seal(partial, digests)

@@ -13,70 +13,22 @@ from typing import Any
 
 import pytest
 import torch
-from compose import main as compose_main
+from recipe_flags import recipe_flags
 
 import psychecore as pc
-from psychecore.data.prompts import question_messages
-from psychecore.data.records import read_questions
 from psychecore.durable import seal
-from psychecore.runtime import Runtime
-from psychecore.train.optimizer import Optimizer, OptimizerConfig
-from psychecore.train.sft import SftConfig, sft_step
 
 REPO = Path(__file__).resolve().parents[2]
 SAME = ("loss", "reward", "gradient_norm", "kl", "length", "entropy")  # not times, not memory
-
-
-@pytest.fixture(scope="module")
-def workplace(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Composed data, and a model that has learnt to answer in the right format with a letter by chance.
-
-    A random model's rewards would all be 0, and GRPO on it would do nothing.
-    """
-    folder = tmp_path_factory.mktemp("recipes")
-    compose_main(["--out", str(folder / "data"), "--kinds", "field"])
-    tokenizer = pc.load_tokenizer(smollm2_folder)
-    model = pc.Decoder(pc.ModelConfig("llama", 49152, 16, 2, 4, 2, 4, 32, tied_head=True)).initialise(0, std=0.1)
-    optimizer = Optimizer(model, OptimizerConfig(lr=2e-2), 60)
-    rows = [
-        tokenizer.render_chat([*question_messages(q), {"role": "assistant", "content": f"<think>x</think>{q.answer}"}])
-        for q in read_questions(folder / "data" / "heldout.jsonl")[:64]
-    ]
-    for step in range(60):
-        sft_step(model, optimizer, rows[step % 8 :: 8], SftConfig(8), Runtime(0, 1, torch.device("cpu")))
-    pc.save_model(model, tokenizer, folder / "model")
-    return folder
 
 
 def run(recipe: str, workplace: Path, name: str, *flags: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    common = {
-        "model.path": workplace / "model",
-        "model.dtype": "float32",
-        "data.train": workplace / "data" / f"{recipe}.jsonl",
-        "run.folder": workplace / name,
-        "run.steps": 4,
-        "run.checkpoint_every": 1,
-        "evaluation.files": workplace / "data" / "heldout.jsonl",
-        "evaluation.limit": 6,
-        "evaluation.max_new_tokens": 4,
-        "optimizer.lr": 1e-3,
-        "train.token_budget": 700,
-    }
-    if recipe == "sft":
-        common |= {"train.batch_size": 5}
-    else:
-        common |= {
-            "train.prompts_per_step": 3,
-            "train.samples_per_prompt": 4,
-            "train.mini_batches": 2,
-            "sampling.params.max_new_tokens": 8,
-        }
-    argv = [item for key, value in common.items() if f"--{key}" not in flags for item in (f"--{key}", str(value))]
+    argv = recipe_flags(recipe, workplace, name, flags)
     return subprocess.run(
-        [*launcher, str(REPO / "recipes" / f"{recipe}.py"), *argv, *flags],
+        [*launcher, str(REPO / "recipes" / f"{recipe}.py"), *argv],
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,0 +1,49 @@
+"""The fork server as a fixture."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recipe_flags import recipe_flags
+
+
+class Server:
+    """Runs recipes with faults in forked processes (server.py)."""
+
+    def __init__(self, workplace: Path):
+        self.workplace = workplace
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("server.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+    def run(self, recipe: str, name: str, flags: list[str] | None = None, **job: Any) -> tuple[list[int], list[str]]:
+        """Exit code and output of each rank."""
+        log = self.workplace / f"{name}.log"
+        job = {"recipe": recipe, "ranks": 1, "log": str(log), "limit": 200, **job}
+        job["argv"] = recipe_flags(recipe, self.workplace, name, flags or [])
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        codes = json.loads(self.process.stdout.readline())
+        return codes, [Path(f"{log}.{rank}").read_text() for rank in range(job["ranks"])]
+
+
+@pytest.fixture(scope="module")
+def server(workplace: Path) -> Iterator[Server]:
+    server = Server(workplace)
+    yield server
+    assert server.process.stdin is not None
+    server.process.stdin.close()
+    server.process.wait(timeout=20)
