@@ -237,7 +237,7 @@ def _exchange(groups: Sequence[Group], advantages_PG: Tensor, runtime: Runtime) 
     """The groups of all ranks, in the order of the batch and without their texts, and their advantages.
 
     Only sampling shows how long a group is, so the rank that sampled it need not be the one with time for it. JSON
-    carries floats exactly; a million tokens are 28 MB and cost about 2 s on one core, little beside their sampling.
+    carries floats exactly; a million tokens are 28 MB and take 1 to 2 s of one core, little beside sampling them.
     """
     if runtime.world_size == 1:
         return groups, advantages_PG

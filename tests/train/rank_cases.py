@@ -269,5 +269,9 @@ def run(case: Case, folder: Path, place: Runtime, during_rollouts: Callable[[], 
         advantages_PG = advantages(groups, case.train)
         sleep(place.world_size - 1, 1)
         metrics = grpo_update(policy, optimizer, groups, advantages_PG, case.train, place, reference=reference)
+        if case.late:  # rollouts after the update must see its weights
+            with gathered(policy):
+                again = sample(policy, [*range(case.items)])
+            metrics["second_rollouts"] = sum(sum(r.logprobs) for group in again for r in group.rollouts)
     weights = {name: master.detach().clone() for name, master in optimizer.masters.items()}
     return Result(optimizer.seen, weights, metrics, time.perf_counter() - started)
