@@ -36,7 +36,7 @@ from common import (
 from tqdm import tqdm
 
 from psychecore.data.records import Conversation, read_conversations
-from psychecore.data.stream import Stream, share
+from psychecore.data.stream import Stream, balanced_shares
 from psychecore.model.pretrained import local_folder, save_model
 from psychecore.runtime import Runtime, runtime
 from psychecore.text.tokenizer import Encoded, Tokenizer, load_tokenizer
@@ -113,12 +113,13 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
     for step in range(first_step + 1, total_steps + 1):
         watch, started = Stopwatch(runtime), time.perf_counter()
         lr = optimizer.lr
-        batch = share(stream.take(config.train.batch_size), runtime.rank, runtime.world_size)
+        batch = [conversations[i] for i in stream.take(config.train.batch_size)]
+        mine = balanced_shares([len(conversation.ids) for conversation in batch], runtime.world_size)[runtime.rank]
         with watch("update"):
             metrics = sft_step(
                 policy,
                 optimizer,
-                [conversations[i] for i in batch],
+                [batch[i] for i in mine],
                 config.train,
                 runtime,
                 progress=runtime.first,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise, zip_longest
 from typing import Literal
 
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from psychecore.data.packing import PackedBatch, pack, plan_micro_batches
+from psychecore.data.stream import balanced_shares
 from psychecore.model.decoder import Decoder
 from psychecore.rollout.trajectory import Group, Rollout
-from psychecore.runtime import Runtime, max_over_ranks, sum_over_ranks
+from psychecore.runtime import Runtime, gather_json, sum_over_ranks
 from psychecore.train.advantage import AdvantageKind
 from psychecore.train.losses import LossConfig, policy_loss, token_weights
 from psychecore.train.optimizer import Optimizer
@@ -89,16 +91,17 @@ def grpo_update(
 ) -> dict[str, float]:
     """Update the policy on this rank's scored groups (possibly none); every rank must call.
 
-    Ranks hold every world_size-th group (data/stream.py `share`); mini-batches are cut from the groups of all ranks, so
-    that they hold the same prompts at any number of ranks.
+    Ranks hold every world_size-th group (data/stream.py `share`). They exchange them first: mini-batches are cut from
+    the groups of all ranks, so that they hold the same prompts at any number of ranks, and each rank trains on about as
+    many tokens, whoever sampled them.
 
     Returns metrics over all ranks and mini-batches, per token unless said: loss (per optimizer step), kl, entropy,
     clip_fraction, ratio, mismatch, mismatch_kl, importance, gradient_norm (mean over steps), tokens (of forward).
     """
-    (total_groups,) = sum_over_ranks([len(groups)], runtime.device)
+    groups, advantages_PG = _exchange(groups, advantages_PG, runtime)
     mini_batches = [
-        build_micro_batches([groups[i] for i in part], advantages_PG[part], config, runtime)
-        for part in _mini_batches(len(groups), int(total_groups), config.mini_batches, runtime)
+        build_micro_batches(groups[part], advantages_PG[part], config, runtime)
+        for part in _mini_batches(len(groups), config.mini_batches)
     ]
     if config.mini_batches > 1:
         _fill_old(policy, mini_batches, config, runtime, temperature)
@@ -157,18 +160,20 @@ def accumulate_gradient(
 def build_micro_batches(
     groups: Sequence[Group], advantages_PG: Tensor, config: GrpoConfig, runtime: Runtime
 ) -> list[MicroBatch]:
-    """Pack one mini-batch's groups under the token budget; every rank gets the same number of micro-batches.
+    """This rank's micro-batches of a mini-batch, given the groups of all ranks; every rank gets the same number.
 
-    A group over the budget is split, its prompt standing once in each piece. The loss weights count the labels of
-    all ranks.
+    A group over the token budget, or over what one rank should do of the mini-batch, is split; its prompt then stands
+    once in each piece. The pieces are spread over the ranks by tokens. The loss weights count the labels of all ranks.
     """
-    pieces = _split_groups(groups, advantages_PG, config)
+    fair_share = -(-sum(group.tokens for group in groups) // runtime.world_size)
+    pieces = _split_groups(groups, advantages_PG, min(config.token_budget, fair_share), config.loss.mask_overlong)
+    lengths = [piece.tokens for piece in pieces]
     trained = [len(rollout.token_ids) for piece in pieces for rollout, _ in piece.samples]
-    total_tokens, total_sequences = sum_over_ranks([sum(trained), len(trained)], runtime.device)
-    plan = plan_micro_batches([piece.tokens for piece in pieces], config.token_budget)
-    (count,) = max_over_ranks([max(len(plan), 1)], runtime.device)
-    plan += [[] for _ in range(int(count) - len(plan))]
-    return [_pack([pieces[i] for i in bin_], config, int(total_tokens), int(total_sequences)) for bin_ in plan]
+    shares = balanced_shares(lengths, runtime.world_size)
+    plans = [plan_micro_batches([lengths[i] for i in mine], config.token_budget) for mine in shares]
+    plan, mine = plans[runtime.rank], shares[runtime.rank]
+    plan += [[] for _ in range(max(1, *map(len, plans)) - len(plan))]
+    return [_pack([pieces[mine[i]] for i in bin_], config, sum(trained), len(trained)) for bin_ in plan]
 
 
 @dataclass
@@ -183,14 +188,14 @@ class _Piece:
         return len(self.prompt_ids) + sum(len(rollout.token_ids) for rollout, _ in self.samples)
 
 
-def _split_groups(groups: Sequence[Group], advantages_PG: Tensor, config: GrpoConfig) -> list[_Piece]:
+def _split_groups(groups: Sequence[Group], advantages_PG: Tensor, limit: int, mask_overlong: bool) -> list[_Piece]:
     pieces = []
     for group, advantages_G in zip(groups, advantages_PG.tolist(), strict=True):
         piece = _Piece(group.prompt_ids, [])
         for rollout, advantage in zip(group.rollouts, advantages_G, strict=True):
-            if config.loss.mask_overlong and rollout.finish_reason == "length":
+            if mask_overlong and rollout.finish_reason == "length":
                 continue
-            if piece.samples and piece.tokens + len(rollout.token_ids) > config.token_budget:
+            if piece.samples and piece.tokens + len(rollout.token_ids) > limit:
                 pieces.append(piece)
                 piece = _Piece(group.prompt_ids, [])
             piece.samples.append((rollout, advantage))
@@ -231,17 +236,31 @@ def _fill_old(
                 micro.old_R = batch_logprobs(policy, micro.batch.to(runtime.device), temperature)[0].cpu()
 
 
-def _mini_batches(length: int, total: int, count: int, runtime: Runtime) -> list[list[int]]:
-    """Which of this rank's groups belong to each mini-batch, of nearly equal size over all ranks; none is empty there.
+def _exchange(groups: Sequence[Group], advantages_PG: Tensor, runtime: Runtime) -> tuple[Sequence[Group], Tensor]:
+    """The groups of all ranks, in the order of the batch and without their texts, and their advantages.
 
-    Example: 3 groups and 2 mini-batches are cut as [0, 1], [2]; of two ranks the first holds groups 0 and 2, the second
-    group 1, so their parts are [0], [1] and [0], [].
+    Only sampling shows how long a group is, so the rank that sampled it need not be the one with time for it. JSON
+    carries floats exactly; a million tokens are 28 MB and take 1 to 2 s of one core, little beside sampling them.
     """
-    count = max(min(count, total), 1)
-    parts: list[list[int]] = [[] for _ in range(count)]
-    for i in range(length):
-        parts[(runtime.rank + i * runtime.world_size) * count // max(total, 1)].append(i)
-    return parts
+    if runtime.world_size == 1:
+        return groups, advantages_PG
+    rows = [
+        [group.prompt_ids, [[r.token_ids, r.logprobs, r.finish_reason] for r in group.rollouts], advantages_G]
+        for group, advantages_G in zip(groups, advantages_PG.tolist(), strict=True)
+    ]
+    turns = zip_longest(*gather_json(rows, runtime.device))
+    rows = [row for turn in turns for row in turn if row is not None]
+    everyone = [
+        Group(prompt_ids, [Rollout(token_ids, logprobs, "", reason) for token_ids, logprobs, reason in rollouts])
+        for prompt_ids, rollouts, _ in rows
+    ]
+    return everyone, torch.tensor([advantages_G for *_, advantages_G in rows], dtype=advantages_PG.dtype)
+
+
+def _mini_batches(groups: int, count: int) -> list[slice]:
+    """Cuts of nearly equal size, none empty where there is a group. Example: 3 groups, 2 mini-batches: 0 1 | 2."""
+    count = max(min(count, groups), 1)
+    return [slice(*edges) for edges in pairwise(-(-part * groups // count) for part in range(count + 1))]
 
 
 def _add(sums: dict[str, float], values: dict[str, float]) -> None:
