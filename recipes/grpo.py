@@ -35,6 +35,7 @@ from common import (
     record_evaluation,
     steps_of,
 )
+from planning import warn_if_too_large
 
 from psychecore.data.prompts import question_messages
 from psychecore.data.records import Question, read_questions
@@ -126,6 +127,7 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
     checkpoint = open_run_folder(folder, dump_config(config), runtime)
 
     total_steps = steps_of(config.run, len(questions), train.prompts_per_step)
+    warn_if_too_large(config, runtime)
     policy = load_policy(config.model, config.sharding, runtime)
     optimizer = Optimizer(policy, config.optimizer, total_steps * train.mini_batches)
     stream = Stream(len(questions), config.run.seed)

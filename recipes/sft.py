@@ -30,6 +30,7 @@ from common import (
     record_evaluation,
     steps_of,
 )
+from planning import warn_if_too_large
 from tqdm import tqdm
 
 from psychecore.data.records import Conversation, read_conversations
@@ -78,6 +79,7 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
     checkpoint = open_run_folder(folder, dump_config(config), runtime)
 
     total_steps = steps_of(config.run, len(rows), config.train.batch_size)
+    warn_if_too_large(config, runtime)
     policy = load_policy(config.model, config.sharding, runtime)
     optimizer = Optimizer(policy, config.optimizer, total_steps)
     stream = Stream(len(rows), config.run.seed + config.data.shuffle_seed)

@@ -11,7 +11,7 @@ share for them), and tensors of a few bytes a token.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -62,10 +62,10 @@ class Plan:
     model: ModelConfig
     compute: torch.dtype
     world_size: int = 1
-    sharding: ShardingConfig = ShardingConfig()
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
     checkpoint_activations: bool = False
     flash: bool = True
-    micro_batch: MicroBatch = MicroBatch(0, 0)
+    micro_batch: MicroBatch = field(default_factory=lambda: MicroBatch(0, 0))
     reference: Literal["none", "same", "cpu"] = "none"
     rollouts: RolloutPlan | None = None
 
@@ -126,6 +126,11 @@ def update_moments(plan: Plan) -> dict[str, Bytes]:
     window = b * (root + 2 * layer) if sharded else 0  # the root, a layer, and the gathering of the next
     reduced = 4 * layer if sharded else 0  # a layer's gradients in fp32 on their way
 
+    # across replicas each layer's reduced shard waits beside the gradient that it will be added to
+    waiting_shards = 0.0
+    if sharded and plan.sharding.replicas > 1 and batch.accumulates:
+        waiting_shards = 4.0 * c.layers * sharded_parameters(c, plan.shards)[0]
+
     layer_saved, inside = saved_by_layer(plan), _layer_backward(plan)
     kept = c.layers * (b * batch.tokens * c.width if plan.checkpoint_activations else layer_saved) + _tail(plan)
     again = layer_saved if plan.checkpoint_activations else 0
@@ -138,16 +143,20 @@ def update_moments(plan: Plan) -> dict[str, Bytes]:
         | {"gradients": earlier + waiting + reduced + b * layer * sharded, "activations": kept + again - layer_saved},
         "first layer backward": base
         | {
-            "gradients": held + waiting - (0 if batch.accumulates or sharded else 4 * layer),
+            "gradients": held + waiting + waiting_shards - (0 if batch.accumulates or sharded else 4 * layer),
             "activations": layer_saved + inside + _tail(plan),
         },
-        "end of backward": {
-            **state,
-            "reference": base["reference"],
-            "gradients": held + ((b + 4) * root if sharded else (2 if c.tied_head else 1) * b * head),
+        # tied: the head's gradient, the embedding's and their sum
+        "embedding backward": {
+            **base,
+            "parameters": state["parameters"] + b * root * sharded,
+            "gradients": held + waiting_shards + reduced + b * head * (3 if c.tied_head else 1 + sharded),
             "activations": _tail(plan),
         },
     }
+    if sharded:
+        gradients = held + waiting_shards + (b + 4) * root
+        moments["root reduced"] = {**state, "reference": base["reference"], "gradients": gradients}
     if plan.reference != "none":
         logits = _head_forward(batch.rows, c, b) + b * (batch.tokens + batch.rows) * c.width
         extra = {"activations": kept + _layer_forward(plan, batch.tokens), "logits": 0.0}

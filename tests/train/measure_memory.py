@@ -116,9 +116,7 @@ class Job:
         budget = job["prompts"] * (job["prompt"] + job["samples"] * job["answer"])
         config = GrpoConfig(2 * job["prompts"], job["samples"], mini_batches=1, token_budget=budget)
         advantages = torch.randn(len(self.groups), job["samples"], generator=torch.Generator().manual_seed(0))
-        grpo_update(
-            self.policy, self.optimizer, self.groups, advantages, config, HERE, reference=self.reference
-        )
+        grpo_update(self.policy, self.optimizer, self.groups, advantages, config, HERE, reference=self.reference)
 
 
 def resident(field: str) -> int:
