@@ -117,7 +117,8 @@ def update_moments(plan: Plan) -> dict[str, Bytes]:
     """Bytes by kind at the moments of an update that can be its peak."""
     c, b, batch = plan.model, plan.compute.itemsize, plan.micro_batch
     sharded, state = plan.world_size > 1, _state(plan)
-    layer, root = (n * plan.shards for n in sharded_parameters(c, plan.shards))
+    layer, root = (n * plan.shards for n in sharded_parameters(c, plan.shards))  # as gathered and reduced, padded
+    layer_gradient, root_gradient = (b * n for n in sharded_parameters(c, 1))  # as backward makes them, not padded
     head = c.vocab_size * c.width
     held = 0.0 if sharded and plan.sharding.cpu_offload else 4.0 * _local(plan)  # all gradients, as the masters lie
     earlier = held if batch.accumulates else 0.0
@@ -140,7 +141,10 @@ def update_moments(plan: Plan) -> dict[str, Bytes]:
         | {"gradients": earlier + b * head, "activations": kept, "logits": _head_backward(batch.rows, c, b)},
         "layer backward": base | {"gradients": earlier + waiting + reduced, "activations": kept + again + inside},
         "layer reduced": base
-        | {"gradients": earlier + waiting + reduced + b * layer * sharded, "activations": kept + again - layer_saved},
+        | {
+            "gradients": earlier + waiting + reduced + layer_gradient * sharded,
+            "activations": kept + again - layer_saved,
+        },
         "first layer backward": base
         | {
             "gradients": held + waiting + waiting_shards - (0 if batch.accumulates or sharded else 4 * layer),
@@ -155,7 +159,7 @@ def update_moments(plan: Plan) -> dict[str, Bytes]:
         },
     }
     if sharded:
-        gradients = held + waiting_shards + (b + 4) * root
+        gradients = held + waiting_shards + root_gradient + 4 * root
         moments["root reduced"] = {**state, "reference": base["reference"], "gradients": gradients}
     if plan.reference != "none":
         logits = _head_forward(batch.rows, c, b) + b * (batch.tokens + batch.rows) * c.width

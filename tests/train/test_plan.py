@@ -90,36 +90,36 @@ def total(kinds: dict[str, float]) -> float:
 )
 def test_an_sft_step_takes_the_planned_memory(name: str, checkpoint: bool) -> None:
     job = {"recipe": "sft", "dtype": "float32", "model": MODELS[name], "checkpoint": checkpoint}
-    measured = in_a_process("measure_memory.py", job | {"sequences": 4, "length": 64})["update"]
+    measured = in_a_process("measure_memory.py", job | {"sequences": 3, "length": 64})["update"]
     plan = Plan(
         ModelConfig(**MODELS[name]),
         torch.float32,
         checkpoint_activations=checkpoint,
         flash=False,
-        micro_batch=MicroBatch(256, 252),
+        micro_batch=MicroBatch(192, 189),
     )
     _, kinds = peak(plan)
-    assert measured["live"] == pytest.approx(total(kinds), rel=0.10)
+    assert measured["live"] == pytest.approx(total(kinds), rel=0.03)
     assert measured["resident"] == pytest.approx(total(kinds), rel=0.10)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_rollout_and_a_grpo_update_take_the_planned_memory(name: str) -> None:
-    sizes = {"prompts": 2, "prompt": 64, "samples": 4, "answer": 32, "slots": 16}
+    sizes = {"prompts": 2, "prompt": 48, "samples": 4, "answer": 16, "slots": 16}
     job = {"recipe": "grpo", "dtype": "float32", "model": MODELS[name], "reference": True}
     measured = in_a_process("measure_memory.py", job | sizes)
-    groups, mask = 2, 2 * 4 * 32 * 96
+    groups, mask = 2, 2 * 4 * 16 * 64
     plan = Plan(
         ModelConfig(**MODELS[name]),
         torch.float32,
         flash=False,
-        micro_batch=MicroBatch(groups * (64 + 4 * 32), groups * 4 * 32, groups * (64 + 4 * 96), mask),
+        micro_batch=MicroBatch(groups * (48 + 4 * 16), groups * 4 * 16, groups * (48 + 4 * 64), mask),
         reference="same",
-        rollouts=RolloutPlan(16, 4, 64, 32, 256),
+        rollouts=RolloutPlan(16, 4, 64, 32, 4 * 48),
     )
     for phase, moments in (("update", update_moments(plan)), ("rollout", rollout_moments(plan))):
         planned = max(map(total, moments.values()))
-        assert measured[phase]["live"] == pytest.approx(planned, rel=0.10)
+        assert measured[phase]["live"] == pytest.approx(planned, rel=0.02)
         assert measured[phase]["resident"] == pytest.approx(planned, rel=0.10)
 
 
@@ -216,5 +216,4 @@ def test_fsdp2_on_fake_ranks_holds_what_is_planned(fake_ranks: list[dict[str, in
     # the tracker ran the layers only, without the head's chunks and without an optimizer
     del moments["head backward"]
     planned = max(total(kinds) - kinds["optimizer"] for kinds in moments.values())
-    print(CASES[number], planned, found["peak"])
-    assert found["peak"] == pytest.approx(planned, rel=0.10)
+    assert found["peak"] == pytest.approx(planned, rel=0.02)
