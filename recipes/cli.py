@@ -30,11 +30,13 @@ T = TypeVar("T")
 MISSING = dataclasses.MISSING
 
 
-def load_config(cls: type[T], argv: Sequence[str], description: str | None, table: str | None = None) -> T:
+def load_config(
+    cls: type[T], argv: Sequence[str], description: str | None, table: str | None = None, skip: Sequence[str] = ()
+) -> T:
     """Build `cls` from `--config FILE` and `--section.key value` flags; `--help` prints every option and exits.
 
-    A file that holds the table [table] is read from there, so that one preset can describe several recipes. Raises
-    ValueError naming the file or flag, the value, and the nearest valid key.
+    A file that holds the table [table] is read from there, so that one preset can describe several recipes; tables
+    named in `skip` are another recipe's. Raises ValueError naming the file or flag, the value, and the nearest key.
     """
     if "--help" in argv or "-h" in argv:
         print(help_text(cls, description))
@@ -43,7 +45,7 @@ def load_config(cls: type[T], argv: Sequence[str], description: str | None, tabl
     flags = list(_flags(argv))
     for name, value in flags:
         if name == "config":
-            values = _read_toml(value, table)
+            values = {key: part for key, part in _read_toml(value, table).items() if key not in skip}
             _check_keys(cls, values, "", value)
     for name, value in flags:
         if name != "config":

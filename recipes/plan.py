@@ -20,7 +20,6 @@ import torch
 from cli import load_config, main_guard
 from common import option
 from grpo import GrpoRecipe
-from pipeline import PipelineOptions
 from planning import plan_run, ways_out
 from sft import SftRecipe
 
@@ -29,6 +28,7 @@ from psychecore.train.plan import GIB, Plan, host_bytes, peak, rollout_moments, 
 from psychecore.train.speed import GPUS, Efficiency, Gpu, rollout_seconds, update_seconds
 
 PRESET = Path(__file__).parent / "presets" / "psyche_r1_7b.toml"
+OTHERS = ("pipeline", "curate")  # tables of a preset on which no memory depends
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 KINDS = ("masters", "parameters", "optimizer", "gradients", "reference", "activations", "logits", "key/value cache")
 
@@ -100,8 +100,6 @@ class Planner:
 
     sft: SftRecipe
     grpo: GrpoRecipe
-    # a preset's [pipeline] says where and how its stages start; their memory doesn't depend on it
-    pipeline: PipelineOptions = field(default_factory=PipelineOptions)
     model: str | None = option(None, f"folder, config.json, or {', '.join(MODELS)}; none: sft.model.path")
     ranks: int = option(8, "GPUs, one rank each")
     gpu: Literal["A100-40", "A100-80", "H100-80", "H200-141", "B200", "custom"] = option("H100-80", "type of GPU")
@@ -245,4 +243,4 @@ if __name__ == "__main__":
         arguments = sys.argv[1:]
         if not any(item.split("=")[0] == "--config" for item in arguments):
             arguments = ["--config", str(PRESET), *arguments]
-        main(load_config(Planner, arguments, __doc__))
+        main(load_config(Planner, arguments, __doc__, skip=OTHERS))

@@ -223,14 +223,14 @@ def _state(plan: Plan) -> Bytes:
 
 
 def _reference(plan: Plan, updating: bool) -> float:
-    """Its shard, and its root unit, which stays gathered since it never runs backward."""
+    """Its shard, and in the update its root unit, which stays gathered since it never runs backward."""
     b = plan.compute.itemsize
     if plan.reference == "none" or (plan.world_size == 1 and plan.reference == "cpu" and not updating):
         return 0.0
     if plan.world_size == 1:
         return float(b * _local(plan))
     _, root = sharded_parameters(plan.model, plan.shards)
-    return float(b * (plan.shards * root + (0 if plan.reference == "cpu" else _local(plan))))
+    return float(b * (plan.shards * root * updating + (0 if plan.reference == "cpu" else _local(plan))))
 
 
 def _saved_by_norm(width: int, b: int, scaled: bool = True) -> float:

@@ -25,7 +25,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 def planner(*flags: str) -> plan.Planner:
-    return load_config(plan.Planner, ["--config", str(plan.PRESET), *flags], None)
+    return load_config(plan.Planner, ["--config", str(plan.PRESET), *flags], None, skip=plan.OTHERS)
 
 
 def test_the_built_in_models_have_their_published_sizes() -> None:
@@ -73,7 +73,9 @@ def test_settings_of_gpu_and_work_are_read() -> None:
         planner(*flags)
     with pytest.raises(FileNotFoundError, match=r"built in are Qwen2\.5-0\.5B"):
         plan.find_model("Qwen2.5-8B")
-    config = load_config(plan.Planner, ["--config", str(REPO / "recipes" / "presets" / "demo.toml")], None)
+    config = load_config(
+        plan.Planner, ["--config", str(REPO / "recipes" / "presets" / "demo.toml")], None, skip=plan.OTHERS
+    )
     assert config.grpo.sampling.max_slots == 80
 
 

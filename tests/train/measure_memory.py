@@ -88,7 +88,7 @@ class Job:
         if job.get("reference"):
             self.reference = Decoder(ModelConfig(**job["model"])).to(dtype).initialise(1).requires_grad_(False)
         self.optimizer = Optimizer(self.policy, OptimizerConfig(), 10)
-        self.optimizer.allocate_state(1)
+        self.optimizer.allocate_state(self.optimizer.counters() | {"steps": 1})
 
     def tensors(self) -> list[Tensor]:
         models = [m for m in (self.policy, self.reference) if m is not None]
