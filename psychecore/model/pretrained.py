@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -30,6 +31,7 @@ from psychecore.untrusted import read_json, within
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
 INDEX = "model.safetensors.index.json"
+SHARD = re.compile(r"[^/\\\0]{1,200}\.safetensors")  # a file of the folder itself, by a name that a file can have
 
 
 class SavesFiles(Protocol):
@@ -211,7 +213,7 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(index, dict) or not index:
         raise ValueError(f"{path}: not a safetensors index (weight_map is {index!r:.80})")
     for name in index.values():
-        if not isinstance(name, str) or Path(name).name != name or "\0" in name or not name.endswith(".safetensors"):
+        if not isinstance(name, str) or not SHARD.fullmatch(name):
             raise ValueError(f"{path}: names the file {name!r:.80}, but shards must lie in the folder itself")
     return index
 
