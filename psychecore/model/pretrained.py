@@ -145,8 +145,8 @@ def local_folder(source: str | os.PathLike[str]) -> Path:
     name = os.fspath(source)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise FileNotFoundError(f"model folder {name!r} does not exist (a hub id would read 'owner/name')")
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    try:  # whoever may write to the repository may change it: its files are read as untrusted, and none is code
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_FILES)))  # nosec
     except Exception as error:
         raise FileNotFoundError(f"{name!r} is no local folder, and the hub did not give it: {error}") from error
 

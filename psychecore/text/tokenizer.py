@@ -65,10 +65,10 @@ class Tokenizer:
         self.pad_id = self.specials.get(variables.get("pad_token", ""), min(self.stop_ids, default=0))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; whatever it says, none of them is a special token."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Ids of plain text; whatever it says, none of them is a special token. Raises ValueError naming the file."""
+        ids = self._ids(text)
         if not self.special_ids.isdisjoint(ids):  # a vocabulary that merges plain characters into a special token
-            ids = [i for char in text for i in self._tokenizer.encode(char, add_special_tokens=False).ids]
+            ids = [i for char in text for i in self._ids(char)]
         return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
@@ -109,6 +109,12 @@ class Tokenizer:
         for name in (*FILES, GENERATION):
             if within(self.folder, name).is_file():
                 shutil.copyfile(self.folder / name, folder / name)
+
+    def _ids(self, text: str) -> list[int]:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # tokenizers raises plain Exception, for example where "[UNK]" has no id
+            raise ValueError(f"{self.folder / 'tokenizer.json'} can't encode {text!r:.80}: {error!s:.200}") from None
 
     def _cut(self, piece: str, trained: bool) -> list[tuple[str, bool]]:
         """Special tokens and the text between; white space that a token swallows (lstrip, rstrip) goes with it."""
@@ -168,7 +174,8 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
             raise FileNotFoundError(f"tokenizer folder {name!r} does not exist (a hub id would read 'owner/name')")
         import huggingface_hub
 
-        path = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*FILES, GENERATION]))
+        # whoever may write to the repository may change it: its files are read as untrusted, and none is code
+        path = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*FILES, GENERATION]))  # nosec
     return Tokenizer(path)
 
 

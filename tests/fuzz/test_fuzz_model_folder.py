@@ -152,8 +152,10 @@ def test_a_damaged_safetensors_file_is_loaded_or_refused(data: st.DataObject, fo
     for _ in range(data.draw(st.integers(1, 3))):
         bad[data.draw(st.integers(0, header - 1))] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(bad[: data.draw(st.integers(0, len(bad)) | st.just(len(bad)))])
-    model, refusal = attempt(lambda: pc.load_model(folder), limit=len(str(folder)) + 600)
-    path.write_bytes(good)
+    try:
+        model, refusal = attempt(lambda: pc.load_model(folder), limit=len(str(folder)) + 600)
+    finally:
+        path.write_bytes(good)
     assert model is not None or refusal.startswith(str(folder))
 
 
@@ -284,8 +286,10 @@ def test_a_damaged_tokenizer_file_is_read_or_refused(data: st.DataObject, words:
         st.binary(max_size=6) | st.sampled_from([b"4294967295", b"-1", b"null", b"[]", b'"', b"1e999", b"{{"])
     )
     (words / name).write_bytes(good[:place] + chunk + good[place + cut :])
-    ids, refusal = attempt(lambda: use(words), limit=len(str(words)) + 700)
-    (words / name).write_bytes(good)
+    try:
+        ids, refusal = attempt(lambda: use(words), limit=len(str(words)) + 700)
+    finally:
+        (words / name).write_bytes(good)
     assert ids is not None or str(words) in refusal or "chat template failed" in refusal
 
 
