@@ -13,6 +13,7 @@ TRANSFORMERS = "transformers>=4.51"
 EXTRAS = {
     "demo": [GGUF],
     "test": [
+        "bandit>=1.8",
         GGUF,
         "hypothesis>=6.100",
         "mypy>=1.10",
