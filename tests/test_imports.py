@@ -22,8 +22,9 @@ ALLOWED: dict[str, list[str]] = {
     "rollout": ["model", "data", "text"],
     "reward": ["data", "text"],
     "train": ["model", "data", "text", "rollout.trajectory", "runtime", "durable"],
-    "curate": ["data", "text"],
-    "curate.generator": ["data", "text", "model", "rollout"],
+    "curate": ["data", "text", "durable"],
+    "curate.generator": ["data", "text", "durable", "model", "rollout"],
+    "curate.select": ["data", "text", "durable", "reward.answer"],  # who is right is read as the reward reads it
     "evaluate": ["data", "text", "rollout", "reward"],
     "runtime": [],
 }
