@@ -23,7 +23,8 @@ ALLOWED: dict[str, list[str]] = {
     "reward": ["data", "text"],
     "train": ["model", "data", "text", "rollout.trajectory", "runtime", "durable"],
     "curate": ["data", "text", "durable"],
-    "curate.generator": ["data", "text", "model", "rollout"],
+    "curate.generator": ["data", "text", "durable", "model", "rollout"],
+    "curate.select": ["data", "text", "durable", "reward.answer"],  # who is right is read as the reward reads it
     "evaluate": ["data", "text", "rollout", "reward"],
     "runtime": [],
     "untrusted": [],
