@@ -1,10 +1,10 @@
 """What a stage is, and how one runs over a file: row by row, in bounded memory, going on where it was killed.
 
 A stage writes three files: NAME.jsonl, what it kept; NAME.rejects.jsonl, what it turned away, each row with "reason"
-and "detail"; NAME.done.json, last, with the counts and the SHA-256 of what went in and came out. While it runs, both row
-files are partial ones with a dot before their name, and .NAME.journal says how far they hold: after every batch they
-are flushed to disk first and the journal second, so whatever a killed run left beyond the journal is cut off and done
-again. The same input and settings therefore give the same bytes, however often the run was killed.
+and "detail"; NAME.done.json, last, with the counts and the SHA-256 of what went in and came out. While it runs, both
+row files are partial ones with a dot before their name, and .NAME.journal says how far they hold. After every batch
+they are flushed to disk first and the journal second, so whatever a killed run left beyond the journal is cut off and
+done again: the same input and settings give the same bytes, however often the run was killed.
 """
 
 from __future__ import annotations
