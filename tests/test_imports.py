@@ -22,7 +22,8 @@ ALLOWED: dict[str, list[str]] = {
     "rollout": ["model", "data", "text"],
     "reward": ["data", "text"],
     "train": ["model", "data", "text", "rollout.trajectory", "runtime", "durable"],
-    "curate": ["data", "text"],
+    "curate": ["data", "text", "durable"],
+    "curate.select": ["data", "text", "durable", "reward.answer"],  # who is right is read as the reward reads it
     "curate.generator": ["data", "text", "model", "rollout"],
     "evaluate": ["data", "text", "rollout", "reward"],
     "runtime": [],
@@ -52,6 +53,8 @@ def test_the_product_keeps_to_the_arrows() -> None:
         ("psychecore/train/grpo.py", "    import peft"),
         ("psychecore/reward/score.py", "from psychecore.model import Decoder"),
         ("psychecore/curate/quality.py", "from psychecore.rollout.sampler import Sampler"),
+        ("psychecore/curate/quality.py", "from psychecore.reward.answer import parse_answer"),
+        ("psychecore/curate/select.py", "from psychecore.reward.score import score_group"),
         ("psychecore/evaluate/choice.py", "import transformers.utils"),
         ("psychecore/evaluate/choice.py", "from benchmarks import rollouts"),
         ("psychecore/runtime.py", "from psychecore.model import Decoder"),
