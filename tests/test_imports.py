@@ -23,8 +23,8 @@ ALLOWED: dict[str, list[str]] = {
     "reward": ["data", "text"],
     "train": ["model", "data", "text", "rollout.trajectory", "runtime", "durable"],
     "curate": ["data", "text", "durable"],
+    "curate.generator": ["data", "text", "durable", "model", "rollout"],
     "curate.select": ["data", "text", "durable", "reward.answer"],  # who is right is read as the reward reads it
-    "curate.generator": ["data", "text", "model", "rollout"],
     "evaluate": ["data", "text", "rollout", "reward"],
     "runtime": [],
 }

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from psychecore.curate.families import LINKS, Families, lot
 from psychecore.curate.line_index import LineIndex
+from psychecore.curate.stage import StageCounts
 from psychecore.data.prompts import worked_conversation
 from psychecore.data.records import Conversation, Question, read_jsonl
 from psychecore.durable import digest, replace_file
@@ -63,8 +64,8 @@ class Provenance:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def assemble(sources: Sources, folder: Path, seed: int = 42, provenance: Provenance | None = None) -> dict[str, Any]:
-    """Write the three splits, assemble.rejects.jsonl and manifest.json into `folder`; returns the manifest.
+def assemble(sources: Sources, folder: Path, seed: int = 42, provenance: Provenance | None = None) -> StageCounts:
+    """Write the three splits, assemble.rejects.jsonl and manifest.json into `folder`; kept counts the three together.
 
     The manifest is written last, so a folder with one is complete. Raises ValueError for a file that is no JSONL.
     """
@@ -82,10 +83,8 @@ def assemble(sources: Sources, folder: Path, seed: int = 42, provenance: Provena
             _lines({**rows[r.role].row(r.line), "reason": r.reason, "detail": r.detail} for r in sorted(rejects)),
         )
     manifest = _manifest(sources, folder, seed, kept, rejects, provenance or Provenance())
-    text = json.dumps(manifest, ensure_ascii=False, indent=2, default=str)
-    replace_file(folder / MANIFEST_FILE, [text + "\n"])
-    loaded: dict[str, Any] = json.loads(text)
-    return loaded
+    replace_file(folder / MANIFEST_FILE, [json.dumps(manifest, ensure_ascii=False, indent=2, default=str) + "\n"])
+    return StageCounts(len(kept) + len(rejects), len(kept), manifest["counts"]["rejected"])
 
 
 class _Entry(NamedTuple):

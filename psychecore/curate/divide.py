@@ -19,11 +19,13 @@ from typing import Any, Literal, NamedTuple
 
 from psychecore.curate.agreement import Tally
 from psychecore.curate.families import Families, lot
+from psychecore.curate.stage import StageCounts
 from psychecore.data.records import read_jsonl
 from psychecore.durable import replace_file
 
 SFT_FILE, GRPO_FILE, REJECTS_FILE = "questions_sft.jsonl", "questions_grpo.jsonl", "divide.rejects.jsonl"
 MATRIX_FILE, REPORT_FILE = "matrix.jsonl", "selection.json"
+OUTPUTS = (SFT_FILE, GRPO_FILE, REJECTS_FILE, MATRIX_FILE, REPORT_FILE)
 OTHER = {"sft": "grpo", "grpo": "sft"}
 
 
@@ -67,8 +69,8 @@ class DivideConfig:
                 raise ValueError(f"{side}_limit {limit} must be 0, or at least {side}_minimum {minimum}, which is >= 0")
 
 
-def divide(source: Path, folder: Path, config: DivideConfig) -> dict[str, Any]:
-    """Divide the rows of SelectStage; writes five files into `folder` and returns the report, which is one of them.
+def divide(source: Path, folder: Path, config: DivideConfig) -> StageCounts:
+    """Divide the rows of SelectStage into five files in `folder`; kept counts both sets together.
 
     questions_sft.jsonl and questions_grpo.jsonl hold the rows as they came; divide.rejects.jsonl holds the others with
     "reason" ("straddles", "subsampled") and "detail"; matrix.jsonl one line a question: who answered and got what, and
@@ -93,7 +95,8 @@ def divide(source: Path, folder: Path, config: DivideConfig) -> dict[str, Any]:
     )
     replace_file(folder / MATRIX_FILE, _lines(_matrix_row(row, fate) for row, fate in _with_fates(source, fates)))
     replace_file(folder / REPORT_FILE, [json.dumps(report, ensure_ascii=False, indent=2) + "\n"])
-    return report
+    dropped = Counter(fate.reason for fate in fates.values() if fate.side is None)
+    return StageCounts(len(votes), len(votes) - dropped.total(), dict(sorted(dropped.items())))
 
 
 class _Vote(NamedTuple):

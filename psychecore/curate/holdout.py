@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from psychecore.curate.families import Families, lot
+from psychecore.curate.stage import StageCounts
 from psychecore.data.records import read_jsonl
 from psychecore.durable import replace_file
 
@@ -66,8 +67,8 @@ def draw_held_out(rows: Iterable[Mapping[str, Any]], config: HoldOutConfig) -> f
     return frozenset(row_id for row_id in ids if families.of(row_id) in held)
 
 
-def set_aside(source: Path, held: frozenset[str], rest: Path, held_out: Path) -> tuple[int, int]:
-    """Copy `source` into `rest` and `held_out` by id, keeping the order; returns how many rows each got."""
+def set_aside(source: Path, held: frozenset[str], rest: Path, held_out: Path) -> StageCounts:
+    """Copy `source` into `rest`, which counts as kept, and `held_out` by id, keeping the order."""
     counts = [0, 0]
 
     def lines(wanted: bool) -> Iterable[str]:
@@ -78,7 +79,7 @@ def set_aside(source: Path, held: frozenset[str], rest: Path, held_out: Path) ->
 
     replace_file(held_out, lines(True))
     replace_file(rest, lines(False))
-    return counts[False], counts[True]
+    return StageCounts(sum(counts), counts[False], {"held_out": counts[True]})
 
 
 def _fill(sizes: Mapping[str, int], room: int, seed: int) -> set[str]:

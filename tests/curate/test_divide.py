@@ -28,7 +28,7 @@ def run(folder: Path, rows: list[dict], config: DivideConfig) -> tuple[dict[str,
     """The ids in each file, and the report; each question must stand in one file and in the matrix."""
     source = folder / "select.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report = divide(source, folder, config)
+    counts = divide(source, folder, config)
     files = {"sft": "questions_sft", "grpo": "questions_grpo", "dropped": "divide.rejects", "matrix": "matrix"}
     found = {key: read(folder / f"{name}.jsonl") for key, name in files.items()}
     ids = {key: {row["id"] for row in got} for key, got in found.items()}
@@ -40,7 +40,10 @@ def run(folder: Path, rows: list[dict], config: DivideConfig) -> tuple[dict[str,
     }
     originals = {row["id"]: row for row in rows}
     assert all(row == originals[row["id"]] for key in ("sft", "grpo") for row in found[key])
-    assert report == json.loads((folder / "selection.json").read_text())
+    report = json.loads((folder / "selection.json").read_text())
+    assert (counts.read, counts.kept) == (len(rows), len(ids["sft"]) + len(ids["grpo"]))
+    assert sum(counts.rejected.values()) == len(ids["dropped"])
+    assert report["sets"] == {key: len(ids[key]) for key in ("sft", "grpo", "dropped")}
     return ids, report
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from psychecore.curate.families import Families
 from psychecore.curate.holdout import HoldOutConfig, draw_held_out, set_aside
+from psychecore.curate.stage import StageCounts
 
 # 60 rows from 20 passages of 3; clusters join passage 0 with 1, and 2 with 3
 ROWS = [
@@ -58,7 +59,7 @@ def test_set_aside_splits_a_file_and_loses_nothing(tmp_path: Path) -> None:
     source, rest, held_out = (tmp_path / name for name in ("in.jsonl", "rest.jsonl", "heldout.jsonl"))
     source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     held = draw_held_out(ROWS, HoldOutConfig(share=0.2))
-    assert set_aside(source, held, rest, held_out) == (60 - len(held), len(held))
+    assert set_aside(source, held, rest, held_out) == StageCounts(60, 60 - len(held), {"held_out": len(held)})
     got = [json.loads(line) for path in (held_out, rest) for line in path.read_text().splitlines()]
     assert [row["id"] in held for row in got] == [True] * len(held) + [False] * (60 - len(held))
     assert sorted(got, key=lambda row: int(row["id"][1:])) == ROWS
