@@ -1,7 +1,7 @@
 """What a stage is, and how one runs over a file: row by row, in bounded memory, going on where it was killed.
 
 A stage writes three files: NAME.jsonl, what it kept; NAME.rejects.jsonl, what it turned away, each row with "reason"
-and "detail"; NAME.done.json, last, with the counts and the SHA-256 of what went in and came out. While it runs, both row
+and "detail"; NAME.done.json, last, with the counts and the SHA-256 of what went in and out. While it runs, both row
 files are partial ones with a dot before their name, and .NAME.journal says how far they hold: after every batch they
 are flushed to disk first and the journal second, so whatever a killed run left beyond the journal is cut off and done
 again. The same input and settings therefore give the same bytes, however often the run was killed.
@@ -11,19 +11,14 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from tqdm import tqdm
-
+from psychecore.curate.progress import Progress
 from psychecore.durable import digest, replace_file, sync_folder
-
-SECONDS_BETWEEN_LINES = 30.0  # of progress, where stderr is a log file and not a terminal
 
 
 @dataclass(frozen=True)
@@ -161,33 +156,6 @@ class Done:
         outputs = {name: digest(self.folder / name) for name in self.outputs}
         record = {**self.key, "counts": asdict(counts), "outputs": outputs}
         replace_file(self.path, [json.dumps(record, ensure_ascii=False, indent=2) + "\n"])
-
-
-class Progress:
-    """A bar with an estimate on a terminal, else a line every half minute."""
-
-    def __init__(self, name: str, total: int, initial: int = 0):
-        self.name, self.total, self.initial, self.done = name, total, initial, initial
-        self.bar = tqdm(total=total, initial=initial, desc=name, unit="row", disable=None, leave=False)
-        self.started = self.told = time.monotonic()
-
-    def update(self, count: int) -> None:
-        """Say that `count` more rows are done."""
-        self.done += count
-        self.bar.update(count)
-        now = time.monotonic()
-        if self.bar.disable and now - self.told >= SECONDS_BETWEEN_LINES:
-            self.told = now
-            rate = (self.done - self.initial) / (now - self.started)
-            left = (self.total - self.done) / rate / 60
-            print(f"{self.name}: {self.done} of {self.total} rows, {rate:.3g} a second, {left:.1f} minutes left",
-                  file=sys.stderr, flush=True)  # fmt: skip
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
 
 
 class _Work:
