@@ -15,17 +15,21 @@ _QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": 
 _END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|(?<=[a-z][.!?])(?=[A-Z])|(?<=[。！？!?；…])|\n+")
 _WORD = re.compile(r"[a-z][a-z'-]*[a-z]|[a-z]|\d+")
 _STOP = frozenset(
-    "a about above after again all also am an and any are as at be because been before being best but by can could did "
-    "do does doing don't down each else even ever every few first for from further get give go good had has have "
-    "having he help her here hers him his how however i if in into is it it's its just keep kind let like make may me "
-    "might more most much must my need never no nor not now of off often on once one only or other our out over own "
-    "perhaps please put same say see set she should since so some something still such take than that that's the "
-    "their them then there these they thing this those though through to too try try under until up us very want was "
-    "way we well were what when where whether which while who whom why will with without won't would you you'll you're "
-    "you've your yours yourself consider suggest recommend maybe really".split()
+    """
+    a about above after again all also am an and any are as at be because been before being best but by can
+    could did do does doing don't down each else even ever every few first for from further get give go good had
+    has have having he help her here hers him his how however i if in into is it it's its just keep kind let
+    like make may me might more most much must my need never no nor not now of off often on once one only or
+    other our out over own perhaps please put same say see set she should since so some something still such
+    take than that that's the their them then there these they thing this those though through to too try under
+    until up us very want was way we well were what when where whether which while who whom why will with
+    without won't would you you'll you're you've your yours yourself consider suggest recommend maybe really
+    """.split()  # noqa: SIM905 - a list of 200 quoted words reads worse
 )
 _SUFFIXES = ("ations", "ation", "ments", "ment", "ings", "edly", "ness", "ies", "ing", "ed", "es", "ly", "s", "y", "e")
-_STOP_CJK = re.compile("[的了吗呢吧啊呀嘛着过和与及或就都也很还在是有不没你我他她它们这那个一会能可以要去把被让给到从对为而且但]")
+_STOP_CJK = re.compile(
+    "[的了吗呢吧啊呀嘛着过和与及或就都也很还在是有不没你我他她它们这那个一会能可以要去把被让给到从对为而且但]"
+)
 
 
 def plain(text: str) -> str:
@@ -58,13 +62,20 @@ def content_words(text: str) -> list[str]:
     return found
 
 
+def patterns(lines: str, **parts: str) -> re.Pattern[str]:
+    r"""One pattern of many, one or more a line; a line that ends in \ goes on; <NAME> stands for the part of that name."""
+    whole = re.sub(r"\\\n\s*", "", lines.strip())
+    joined = "|".join(line.strip() for line in whole.splitlines())
+    return re.compile(re.sub("<([A-Z]+)>", lambda found: parts[found[1]], joined))
+
+
 def length(text: str) -> int:
     """English words plus Chinese characters."""
     return len(re.findall(rf"[{CJK}]", text)) + len(re.findall(r"[A-Za-z0-9]+(?:['’-][A-Za-z0-9]+)*", text))
 
 
 def language_of(text: str) -> str:
-    """"zh" where Chinese characters are at least a fifth of the words and characters, else "en"."""
+    """ "zh" where Chinese characters are at least a fifth of the words and characters, else "en"."""
     return "zh" if 5 * len(re.findall(rf"[{CJK}]", text)) >= max(length(text), 1) else "en"
 
 
