@@ -24,6 +24,7 @@ ALLOWED: dict[str, list[str]] = {
     "train": ["model", "data", "text", "rollout.trajectory", "runtime", "durable"],
     "curate": ["data", "text"],
     "curate.generator": ["data", "text", "model", "rollout"],
+    "curate.rationale": ["data", "text", "reward.answer"],  # a rationale is judged by the reader that the reward uses
     "evaluate": ["data", "text", "rollout", "reward"],
     "runtime": [],
 }

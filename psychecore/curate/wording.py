@@ -63,7 +63,7 @@ def content_words(text: str) -> list[str]:
 
 
 def patterns(lines: str, **parts: str) -> re.Pattern[str]:
-    r"""One pattern of many, one or more a line; a line that ends in \ goes on; <NAME> stands for the part of that name."""
+    r"""One pattern of many, a line or more; after \ at its end a line goes on; <NAME> stands for the part of that name."""
     whole = re.sub(r"\\\n\s*", "", lines.strip())
     joined = "|".join(line.strip() for line in whole.splitlines())
     return re.compile(re.sub("<([A-Z]+)>", lambda found: parts[found[1]], joined))
@@ -75,7 +75,7 @@ def length(text: str) -> int:
 
 
 def language_of(text: str) -> str:
-    """ "zh" where Chinese characters are at least a fifth of the words and characters, else "en"."""
+    """Chinese ("zh") where a fifth or more of the words and characters are Chinese, else English ("en")."""
     return "zh" if 5 * len(re.findall(rf"[{CJK}]", text)) >= max(length(text), 1) else "en"
 
 
