@@ -162,7 +162,7 @@ class Rationale:
         requests = []
         for search in searches:
             language = search.question.language
-            last = next(entry for entry in reversed(search.history) if entry["prompt"] == search.prompt)
+            last = next((entry for entry in reversed(search.history) if entry["accepted"]), search.history[0])
             verdict = self.prompts.messages("right" if search.rationale else "wrong", language)[-1]["content"].strip()
             messages = self.prompts.messages(
                 "propose",
