@@ -1,11 +1,11 @@
 """Rationales by prompt-rationale optimisation (Psyche-R1, arXiv 2508.10848, figure of the pipeline, step 4).
 
-Per question: the base prompt P gives a rationale r and an answer a', and they are kept if a' is the gold answer. Then T
-rounds, in each of which a model proposes a prompt P*, which gives (r*, a*): if a* is the gold answer, P* and r* take the
-place of P and r, if not, everything stays as it was. Our choices, where the paper is silent: T = 3; a question whose
-first answer is wrong stays in the pool and may succeed later; one that never succeeds is rejected; the proposer sees the
-question, the prompt, the rationale and whether its answer was right, and never the gold answer, which it could
-otherwise write into the prompt.
+Per question: the base prompt P gives a rationale r and an answer a', and they are kept if a' is the gold answer. Then
+T rounds, in each of which a model proposes a prompt P*, which gives (r*, a*): if a* is the gold answer, P* and r* take
+the place of P and r, if not, everything stays as it was. Our choices, where the paper is silent: T = 3; a question
+whose first answer is wrong stays in the pool and may succeed later; one that never succeeds is rejected; the proposer
+sees the question, the prompt, the rationale and whether its answer was right, and never the gold answer, which it
+could otherwise write into the prompt.
 
 A proposed prompt is text that a model wrote, so it is bounded: it replaces the instruction only, the form of the answer
 and the question are always put behind it, and one that hints at an option is reverted unread.
@@ -210,7 +210,7 @@ def read_trial(reply: str, question: Question, min_rationale: int = 1, max_ratio
     return Trial(rationale, letters, "other_conclusion" if other_conclusion(rationale, question) else "")
 
 
-_PIECES = re.compile(r"(?<=[.!?])(?<!\b[A-J]\.)\s+|(?<=[。！？])|\n+")
+_PIECES = re.compile(r"(?<=[.!?])(?<!^[A-J]\.)\s+|(?<=[。！？])|\n+", re.MULTILINE)  # "B. Shaping" is one piece
 
 
 def other_conclusion(rationale: str, question: Question) -> str:
@@ -236,11 +236,13 @@ def other_conclusion(rationale: str, question: Question) -> str:
 
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 _FENCE = re.compile(r"\A```\w*\n(.*?)\n?```\Z", re.DOTALL)
-_LABEL = re.compile(r"\A(?:(?:new |improved |candidate )?(?:prompt|instruction)|(?:新的?)?(?:提示词?|指令))\s*[:：]\s*", re.I)
+_LABEL = re.compile(
+    r"\A(?:(?:new |improved |candidate )?(?:prompt|instruction)|(?:新的?)?(?:提示词?|指令))\s*[:：]\s*", re.I
+)
 
 
 def clean_candidate(reply: str) -> str:
-    """The prompt in a proposer's reply: what follows its thinking, without fence, label, quotes or control characters."""
+    """The prompt in a proposer's reply: what follows its thinking, without fence, label, quotes, control characters."""
     text = split_think(reply)[1]
     if "<think>" in text:
         return ""  # it was still thinking when its tokens ran out

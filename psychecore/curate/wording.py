@@ -63,7 +63,7 @@ def content_words(text: str) -> list[str]:
 
 
 def patterns(lines: str, **parts: str) -> re.Pattern[str]:
-    r"""One pattern of many, a line or more; after \ at its end a line goes on; <NAME> stands for the part of that name."""
+    r"""One pattern of many, each on a line of its own, or more lines where one ends in \; <NAME> stands for a part."""
     whole = re.sub(r"\\\n\s*", "", lines.strip())
     joined = "|".join(line.strip() for line in whole.splitlines())
     return re.compile(re.sub("<([A-Z]+)>", lambda found: parts[found[1]], joined))
