@@ -52,7 +52,7 @@ def content_words(text: str) -> list[str]:
     >>> content_words("Keep a diary of your sleeping hours.")
     ['diar', 'sleep', 'hour']
     """
-    found = []
+    found: list[str] = []
     for piece in re.findall(rf"[{CJK}]+|[^{CJK}]+", plain(text)):
         if re.match(f"[{CJK}]", piece):
             for run in _STOP_CJK.split(piece):
