@@ -56,6 +56,7 @@ def test_the_product_keeps_to_the_arrows() -> None:
         ("psychecore/curate/quality.py", "from psychecore.rollout.sampler import Sampler"),
         ("psychecore/curate/quality.py", "from psychecore.reward.answer import parse_answer"),
         ("psychecore/curate/rationale.py", "from psychecore.reward.score import score_group"),
+        ("psychecore/curate/select.py", "from psychecore.reward.score import score_group"),
         ("psychecore/evaluate/choice.py", "import transformers.utils"),
         ("psychecore/evaluate/choice.py", "from benchmarks import rollouts"),
         ("psychecore/runtime.py", "from psychecore.model import Decoder"),
