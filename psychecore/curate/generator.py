@@ -1,0 +1,155 @@
+"""Generator: the one interface of the data pipeline to a language model. LocalGenerator is one that runs here.
+
+The others: endpoint.py asks an OpenAI-compatible server, cache.py remembers what was answered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from psychecore.durable import digest
+from psychecore.model.pretrained import HUB_FILES, load_model, local_folder
+from psychecore.rollout.sampler import Sampler
+from psychecore.rollout.sampling import SamplingParams
+from psychecore.text.chat import Message
+from psychecore.text.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a model is asked. Temperature 0 is greedy; `sample` numbers the draws of one prompt under one seed."""
+
+    messages: list[Message]
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    seed: int = 0
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What it said; `logprob` is the sum over its tokens (nats), where it is known.
+
+    The text is empty where the model can't take the request, since it is too long for it.
+    """
+
+    text: str
+    logprob: float | None
+
+
+class Generator(Protocol):
+    """A language model. `name` goes into rows and manifests."""
+
+    name: str
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply a request, in order."""
+        ...
+
+
+Arrived = Callable[[Mapping[int, Reply]], None]
+
+
+@runtime_checkable
+class Announcing(Protocol):
+    """A generator that says what it has while the rest is still running, so that a cache can keep it.
+
+    `identity` names all that its replies depend on besides the request: the weights by their SHA-256, or the server.
+    """
+
+    name: str
+    identity: str
+
+    def generate_each(self, requests: Sequence[Request], arrived: Arrived) -> None:
+        """Call `arrived` with replies by the number of their request, each once, in any order and grouping."""
+        ...
+
+
+def collect(generator: Announcing, requests: Sequence[Request]) -> list[Reply]:
+    """The replies of a generator in the order of the requests."""
+    replies: dict[int, Reply] = {}
+    generator.generate_each(requests, replies.update)
+    return [replies[number] for number in range(len(requests))]
+
+
+class LocalGenerator:
+    """A Hugging Face folder or hub id, sampled on this machine.
+
+    Requests of equal length limit, temperature and seed run together, `chunk` at a time on `slots` sequences; a chunk is
+    what a kill can cost. The random numbers of a sample depend on its request alone. Its text may still depend on its
+    neighbours in the chunk where two tokens are equally likely to rounding. The weights are loaded with the first
+    request. Raises FileNotFoundError or ValueError as load_model does.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        name: str = "",
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        slots: int = 32,
+        max_length: int = 4096,
+        memory_gib: float | None = None,
+    ):
+        self.folder = local_folder(source)
+        self.name = name or Path(source).name
+        self.dtype, self.device, self.max_length = dtype, device, max_length
+        self.slots, self.chunk, self.memory_gib = slots, 4 * slots, memory_gib
+        files = sorted(path for pattern in HUB_FILES for path in self.folder.glob(pattern))
+        hashes = [[path.name, digest(path)] for path in files]
+        self.sha256 = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+        self.identity = f"{self.sha256} in {str(dtype).removeprefix('torch.')}"
+        self._sampler: Sampler | None = None
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply a request, in order."""
+        return collect(self, requests)
+
+    def generate_each(self, requests: Sequence[Request], arrived: Arrived) -> None:
+        """As Announcing has it: a chunk's replies arrive together."""
+        groups: dict[tuple[int, float, int], list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault((request.max_new_tokens, request.temperature, request.seed), []).append(number)
+        for (max_new_tokens, temperature, seed), numbers in groups.items():
+            params = SamplingParams(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+            for start in range(0, len(numbers), self.chunk):
+                chunk = numbers[start : start + self.chunk]
+                arrived(self._run({number: requests[number] for number in chunk}, params))
+
+    def close(self) -> None:
+        """Free the weights; a later request loads them again."""
+        self._sampler = None
+
+    def _run(self, requests: Mapping[int, Request], params: SamplingParams) -> dict[int, Reply]:
+        if self._sampler is None:
+            model = load_model(self.folder, self.dtype, self.device).requires_grad_(False)
+            self._sampler = Sampler(model, load_tokenizer(self.folder), self.slots, self.max_length, self.memory_gib)
+        render = self._sampler.tokenizer.render_chat
+        prompts = {number: render(one.messages, add_generation_prompt=True).ids for number, one in requests.items()}
+        fitting = [n for n, ids in prompts.items() if len(ids) + params.max_new_tokens <= self.max_length]
+        keys = [_prompt_key(requests[number]) for number in fitting]
+        groups = self._sampler.generate([prompts[number] for number in fitting], params, prompt_keys=keys)
+        replies = {number: Reply("", None) for number in requests}
+        for number, group in zip(fitting, groups, strict=True):
+            rollout = group.rollouts[0]
+            replies[number] = Reply(rollout.text, sum(rollout.logprobs))
+        return replies
+
+
+def _prompt_key(request: Request) -> int:
+    """What the random numbers of a request depend on besides its seed."""
+    text = json.dumps([request.messages, request.sample], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def request_key(identity: str, request: Request) -> str:
+    """The content address of a request to a model: SHA-256 of their canonical JSON."""
+    text = json.dumps({"generator": identity, **asdict(request)}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
