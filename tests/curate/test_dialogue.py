@@ -44,9 +44,9 @@ POST: dict[str, Any] = {
 GOOD = (
     "Lying awake until three while the whole day passes before you again sounds exhausting, and it is no wonder that "
     "you can hardly keep your eyes open at work. A few things may help. Try to get up at seven every day, weekends "
-    "too, even after a bad night. It would be good not to drink coffee after noon. You could turn the clock away from the "
-    "bed, so that it stops watching you. And if you lie awake for long, it is kinder to get up and read in dim light "
-    "than to fight. You may also ask your doctor about a short sleep programme."
+    "too, even after a bad night. It would be good not to drink coffee after noon. You could turn the clock away from "
+    "the bed, so that it stops watching you. And if you lie awake for long, it is kinder to get up and read in dim "
+    "light than to fight. You may also ask your doctor about a short sleep programme."
 )
 
 
