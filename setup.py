@@ -13,11 +13,13 @@ TRANSFORMERS = "transformers>=4.51"
 EXTRAS = {
     "demo": [GGUF],
     "test": [
+        "bandit>=1.8",
         GGUF,
         "hypothesis>=6.100",
         "mypy>=1.10",
         "pytest>=8",
         "ruff>=0.6",
+        "selenium>=4.30",  # drives Debian's chromium over the pages of psychecore/curate; those tests skip without it
         "setuptools>=77",  # a fresh .venv has none from Python 3.12 on, and tests/test_packaging.py builds a wheel
         TRANSFORMERS,
         "triton>=3.4; platform_system == 'Linux'",  # the interpreter tests need it where torch is a CPU build
@@ -36,7 +38,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["psychecore", "psychecore.*"]), "psychecore.kernels"],
     package_dir={"psychecore.kernels": "kernels"},
-    package_data={"psychecore": ["py.typed"]},
+    package_data={"psychecore": ["py.typed", "curate/*.html"]},
     install_requires=[
         "torch>=2.7",
         "huggingface-hub>=0.30",
