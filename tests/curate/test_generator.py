@@ -28,7 +28,7 @@ def test_a_reply_depends_on_its_request_alone(temperature: float, workplace: Pat
     together = local.generate(requests)
     alone = [local.generate([request])[0] for request in reversed(requests)]
     assert [reply.text for reply in together] == [reply.text for reply in alone[::-1]]
-    assert [reply.logprob for reply in together] == pytest.approx([reply.logprob for reply in alone[::-1]])
+    assert [reply.logprob for reply in together] == pytest.approx([reply.logprob for reply in alone[::-1]], abs=1e-4)
     assert all(reply.logprob is not None and reply.logprob < 0 for reply in together)
     if temperature:
         texts = [local.generate(ask("one", temperature=1.0, seed=s, sample=n))[0].text for s in (0, 1) for n in (0, 1)]
