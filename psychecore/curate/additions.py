@@ -114,7 +114,11 @@ def added_claims(post: str, source: str, rewrite: str) -> list[tuple[str, str]]:
         if (found := pattern.search(rewrite)) and not known:
             added.append(("medicine_added", found[0]))
     for pattern in PROMISES.values():
-        made = [one[0] for one in pattern.finditer(rewrite) if not _NO_PROMISE.search(rewrite[: one.start()])]
+        made = [
+            one[0]
+            for one in pattern.finditer(rewrite)
+            if not _NO_PROMISE.search(rewrite[max(one.start() - 40, 0) : one.start()])
+        ]
         if made and not pattern.search(source):
             added.append(("promise_added", made[0]))
     return added

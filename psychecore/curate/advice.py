@@ -8,11 +8,15 @@ own words: a free paraphrase counts as lost, so the check errs towards rejecting
 
 from __future__ import annotations
 
+import re
+
 from psychecore.curate.wording import content_words, patterns, plain, sentences
 
 WINDOW = 3  # neighbouring sentences of the rewrite in which one piece of advice may be spread
 
-_VERBS = "|".join(
+_VERBS = re.sub(
+    r"\s+",
+    "|",
     """
     accept add agree allow answer apologise apologize arrange arrive ask avoid be begin block book breathe bring
     build buy call change charge check choose close contact cook count cut decide describe discuss divide do
@@ -22,7 +26,7 @@ _VERBS = "|".join(
     reach read reconsider reduce refuse remember remind repeat replace report rest return review reward save say
     schedule see seek send set share show sign sit sleep speak spend stand start stay stop store study take talk
     tell tense test thank think try turn unfollow use visit volunteer wait walk watch weigh work write
-    """.split()
+    """.strip(),
 )
 _ADVICE = patterns(
     r"""
@@ -30,13 +34,15 @@ _ADVICE = patterns(
     \b(?:do not|don't|never)\b|\b(?:it|this) (?:often |usually |also )?helps\b|\bbetter to\b
     (?:^|[,;:] )(?:(?:and|or|then|so|please|instead|also|first|next|afterwards|next year|today|tomorrow|until then|now)\
     ,? )*(?:<VERBS>)\b
-    建议|可以|试|不妨|应该|最好|[想需只]?要|请|先|把|让|去|记|每[天周晚节]|别|避免|少|改成|保持|坚持|约|找|写|问|告诉|参加|了解|看|跟|和|给|整理|关|离开|规定|收|准备|联系|多|用
+    建议|可以|试|不妨|应该|最好|[想需只]?要|请|先|把|让|去|记|每[天周晚节]|别|避免|少|改成|保持|坚持|约|找|写|问|告诉|参加|了解|看
+    跟|和|给|整理|关|离开|规定|收|准备|联系|多|用
     """,
     VERBS=_VERBS,
 )
 _NOT_TO = patterns(
     r"""
-    (?:\bnot|n't|\bnever|\bavoid|\bwithout|\bstop|\binstead of|\brather than|\bleave out|\bskip)\b(?P<en>(?: [\w'-]+){1,4})
+    (?:\bnot|n't|\bnever|\bavoid|\bwithout|\bstop|\binstead of|\brather than|\bleave out|\bskip)\b\
+    (?P<en>(?: [\w'-]+){1,4})
     (?:不要|别|避免|不能|不必|不用|不宜|不)(?P<zh>[\u3400-\u9fff]{1,6})
     """
 )
@@ -72,7 +78,8 @@ def _holds(advice: str, words: set[str], refused: set[str], share: float) -> boo
     told_not, refused_here = _refused(advice) & wanted, refused & wanted
     if told_not:
         return bool(told_not & refused_here)
-    return 2 * len(refused_here) < max(len(found), 2)
+    turned = content_words(advice)[0] in refused_here and len(refused_here) > 1  # "don't ask your doctor"
+    return not turned and 2 * len(refused_here) < max(len(found), 2)
 
 
 def _words(text: str) -> set[str]:

@@ -14,9 +14,25 @@ from psychecore.curate.wording import patterns
 
 PLACEHOLDERS = {"en": {"name": "[name]", "contact": "[contact]"}, "zh": {"name": "某某", "contact": "[联系方式]"}}
 HELP_NUMBERS = frozenset(
-    """
-    988 911 999 112 110 120 119 116123 741741 12356 12338 12355 12345 4001619995 18002738255 18007997233 8007997233
-    """.split()
+    [
+        "988",
+        "911",
+        "999",
+        "112",
+        "110",
+        "120",
+        "119",
+        "116123",
+        "741741",
+        "12356",
+        "12338",
+        "12355",
+        "12345",
+        "4001619995",
+        "8007997233",
+        "18002738255",
+        "18007997233",
+    ]
 )
 
 
@@ -89,6 +105,8 @@ def private_data(text: str) -> list[Private]:
     for match in _CONTACT.finditer(text):
         digits = re.sub(r"\D", "", match[0])
         is_number = not re.search("[A-Za-z@\u4e00-\u9fff]", match[0])
+        if re.fullmatch(r"(?:19|20)\d\d\D+(?:19|20)\d\d", match[0]):
+            continue  # a span of years
         if not is_number or (len(digits) >= 7 and digits not in HELP_NUMBERS):
             found.append(Private("contact", match[0], match.start(), match.end()))
     for match in _NAME.finditer(text):

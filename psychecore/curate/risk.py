@@ -17,6 +17,8 @@ from psychecore.curate.wording import patterns, plain, sentences
 
 RISKS = ("suicide", "self-harm", "abuse")  # in this order: a post that shows several is marked with the first
 
+NEAR = 160  # characters around a match that decide what it means; the bound keeps the time linear
+
 
 class Risk(NamedTuple):
     """`kind` is one of RISKS, `evidence` the words in the post that show it."""
@@ -40,7 +42,7 @@ def find_risk(post: str) -> Risk | None:
             for match in _SIGNS[kind].finditer(part):
                 if _is_denied(part, match) or _is_a_loss(part, match):
                     continue
-                if kind != "suicide" or not _NO_WISH.search(part[: match.start()]):
+                if kind != "suicide" or not _NO_WISH.search(_before(part, match)):
                     return Risk(kind, match[0])
                 denied_wish = denied_wish or Risk(kind, match[0])
     return denied_wish  # "I cut myself, but I don't want to die" is self-harm; "I don't want to die" is still a sign
@@ -62,10 +64,10 @@ def reply_fault(reply: str) -> tuple[str, str] | None:
 def names_help(reply: str) -> bool:
     """Whether some sentence tells to turn to a service, or to turn now to a professional or a trusted person."""
     for part in map(plain, sentences(reply)):
-        if any(not _REFUSED.search(part[: match.start()]) for match in _SERVICE.finditer(part)):
+        if any(not _REFUSED.search(_before(part, match)) for match in _SERVICE.finditer(part)):
             return True
         person = _PERSON.search(part)
-        if person and _NOW.search(part) and _TURN_TO.search(part) and not _REFUSED.search(part[: person.start()]):
+        if person and _NOW.search(part) and _TURN_TO.search(part) and not _REFUSED.search(_before(part, person)):
             return True
     return False
 
@@ -211,7 +213,7 @@ _THING = re.compile(
 
 
 def _is_denied(part: str, match: re.Match[str]) -> bool:
-    before, after = part[: match.start()], part[match.end() :]
+    before, after = _before(part, match), part[match.end() : match.end() + NEAR]
     if _THING.search(before) and match[0].startswith(("hit", "beat", "kick", "punch", "slap")):
         return True
     return _DENIAL.search(before) is not None and _CONTRAST.search(after) is None
@@ -219,7 +221,12 @@ def _is_denied(part: str, match: re.Match[str]) -> bool:
 
 def _is_a_loss(part: str, match: re.Match[str]) -> bool:
     """Somebody else's death in the past; what the writer says of their own wishes is found by another match."""
-    return any(loss.start() < match.end() and match.start() < loss.end() for loss in _LOSS.finditer(part))
+    nearby = _LOSS.finditer(part, max(match.start() - NEAR, 0), match.end() + NEAR)
+    return any(loss.start() < match.end() and match.start() < loss.end() for loss in nearby)
+
+
+def _before(part: str, match: re.Match[str]) -> str:
+    return part[max(match.start() - NEAR, 0) : match.start()]
 
 
 _SERVICE = patterns(
