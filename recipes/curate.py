@@ -14,10 +14,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cli import dump_config, load_config, main_guard
 from curate_models import Models
@@ -26,26 +27,26 @@ from curate_rows import OnlyNew, Passages, counted, first, write_rows
 
 from psychecore.curate.assemble import MANIFEST_FILE, OUTPUTS, Provenance, Sources, assemble
 from psychecore.curate.cache import Cache
-from psychecore.curate.clean import Clean, CleanConfig
-from psychecore.curate.decontaminate import Benchmarks, DecontaminateConfig
-from psychecore.curate.dedupe import DedupeConfig, dedupe
-from psychecore.curate.dialogue import Dialogue, DialogueConfig
-from psychecore.curate.divide import GRPO_FILE, MATRIX_FILE, REPORT_FILE, SFT_FILE, DivideConfig, divide
+from psychecore.curate.clean import Clean
+from psychecore.curate.decontaminate import Benchmarks
+from psychecore.curate.dedupe import dedupe
+from psychecore.curate.dialogue import Dialogue
+from psychecore.curate.divide import GRPO_FILE, MATRIX_FILE, REPORT_FILE, SFT_FILE, divide
 from psychecore.curate.divide import REJECTS_FILE as DIVIDE_REJECTS
-from psychecore.curate.holdout import HoldOutConfig, draw_held_out, set_aside
-from psychecore.curate.line_index import LineIndex
+from psychecore.curate.holdout import draw_held_out, set_aside
 from psychecore.curate.prompts import Prompts, load_prompts
-from psychecore.curate.quality import Quality, QualityConfig
-from psychecore.curate.questions import Questions, QuestionsConfig
-from psychecore.curate.rationale import Rationale, RationaleConfig
+from psychecore.curate.quality import Quality
+from psychecore.curate.questions import Questions
+from psychecore.curate.rationale import Rationale
 from psychecore.curate.report import write_report
-from psychecore.curate.review import ReviewConfig, read_decisions, review_file, sample_rows
+from psychecore.curate.review import read_decisions, review_file, sample_rows
 from psychecore.curate.review_page import write_page
-from psychecore.curate.select import SelectConfig, SelectStage
-from psychecore.curate.sources import SUFFIXES, PassageConfig, read_given, read_passages, read_posts
-from psychecore.curate.stage import Outcome, Stage, StageCounts, run_stage, run_whole
+from psychecore.curate.select import SelectStage
+from psychecore.curate.sources import SUFFIXES, read_given, read_passages, read_posts
+from psychecore.curate.stage import Stage, StageCounts, run_stage, run_whole
 from psychecore.data.records import Question, read_jsonl
 from psychecore.durable import replace_file
+
 
 def main(config: CurateRecipe) -> None:
     """Run all stages, or the one that is named."""
@@ -81,13 +82,14 @@ class Curation:
             if options.texts:
                 rows["passages"] = first(read_passages(options.texts, config.passages), options.passage_limit)
             if options.posts:
-                rows["posts"] = first(read_posts(options.posts), options.post_limit)
+                read = chain.from_iterable(map(read_posts, options.posts))
+                rows["posts"] = first(read, options.post_limit)
             if options.questions:
                 rows["given"] = read_given(options.questions, options.question_limit)
             counts = [write_rows(self.folder / f"{kind}.jsonl", found) for kind, found in rows.items()]
             return StageCounts(sum(counts), sum(counts))
 
-        files = [path for path in (options.posts, options.questions) if path]
+        files = [*options.posts, *([options.questions] if options.questions else [])]
         if options.texts and options.texts.is_dir():
             files += sorted(path for path in options.texts.rglob("*") if path.suffix in SUFFIXES)
         elif options.texts:
@@ -227,7 +229,8 @@ class Curation:
             if done.exists():
                 stages.append({"name": name, **json.loads(done.read_text(encoding="utf-8"))["counts"]})
         config, options = self.config, self.config.sources
-        inputs = {"posts": options.posts, "questions": options.questions}
+        inputs: dict[str, Path | None] = {f"posts {number}": path for number, path in enumerate(options.posts)}
+        inputs |= {"questions": options.questions}
         inputs |= {
             f"benchmark {n}": Path(p) for n, p in enumerate(config.decontaminate.benchmarks) if Path(p).is_file()
         }
@@ -269,7 +272,7 @@ class Curation:
         self._tell(name, run_whole(name, files, self.folder, outputs, settings, work), started)
 
     def _tell(self, name: str, counts: StageCounts, started: float) -> None:
-        reasons = sorted(counts.rejected.items(), key=lambda item: (-item[1], item[0]))
+        reasons = sorted(((r, n) for r, n in counts.rejected.items() if n), key=lambda item: (-item[1], item[0]))
         dropped = ", ".join(f"{reason} {count}" for reason, count in reasons[:4])
         line = f"{name:<12}{counts.read:>7} rows, {counts.kept:>6} kept, {sum(counts.rejected.values()):>6} dropped"
         seconds = time.perf_counter() - started

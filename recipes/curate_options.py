@@ -58,7 +58,7 @@ class SourceOptions:
     """What is read."""
 
     texts: Path | None = option(None, "file or folder of .txt, .md and .jsonl")
-    posts: Path | None = option(None, "posts with replies: .jsonl, .json or .csv, ours or counsel_chat's")
+    posts: tuple[Path, ...] = option((), "posts with replies: .jsonl, .json or .csv, ours or counsel_chat's")
     questions: Path | None = option(None, "ready questions, JSONL; they join after the stage questions")
     passage_limit: int = option(0, "write questions on the first so many passages only; 0: all")
     post_limit: int = option(0, "only the first so many posts; 0: all")

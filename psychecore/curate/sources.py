@@ -36,7 +36,7 @@ POST_KEYS = {
 
 @dataclass(frozen=True)
 class PassageConfig:
-    """Passages have at most `most` characters; neighbouring paragraphs are joined while they have fewer than `least`."""
+    """Passages have at most `most` characters; paragraphs are joined while they have fewer than `least`."""
 
     least: int = 400
     most: int = 2000
