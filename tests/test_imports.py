@@ -22,7 +22,7 @@ ALLOWED: dict[str, list[str]] = {
     "rollout": ["model", "data", "text"],
     "reward": ["data", "text"],
     "train": ["model", "data", "text", "rollout.trajectory", "runtime", "durable"],
-    "curate": ["data", "text"],
+    "curate": ["data", "text", "durable"],
     "curate.generator": ["data", "text", "model", "rollout"],
     "evaluate": ["data", "text", "rollout", "reward"],
     "runtime": [],
