@@ -24,13 +24,8 @@ ALLOWED: dict[str, list[str]] = {
     "train": ["model", "data", "text", "rollout.trajectory", "runtime", "durable"],
     "curate": ["data", "text", "durable", "untrusted"],
     "curate.generator": ["data", "text", "durable", "model", "rollout", "untrusted"],
-    "curate.rationale": [
-        "data",
-        "text",
-        "durable",
-        "reward.answer",
-        "untrusted",
-    ],  # an answer is read as the reward reads it
+    # an answer is read as the reward reads it
+    "curate.rationale": ["data", "text", "durable", "reward.answer", "untrusted"],
     "curate.select": ["data", "text", "durable", "reward.answer", "untrusted"],  # and so is who is right
     "evaluate": ["data", "text", "rollout", "reward"],
     "runtime": [],
