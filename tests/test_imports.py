@@ -23,7 +23,9 @@ ALLOWED: dict[str, list[str]] = {
     "reward": ["data", "text"],
     "train": ["model", "data", "text", "rollout.trajectory", "runtime", "durable"],
     "curate": ["data", "text", "durable"],
-    "curate.generator": ["data", "text", "model", "rollout"],
+    "curate.generator": ["data", "text", "durable", "model", "rollout"],
+    "curate.rationale": ["data", "text", "durable", "reward.answer"],  # an answer is read as the reward reads it
+    "curate.select": ["data", "text", "durable", "reward.answer"],  # and so is who is right
     "evaluate": ["data", "text", "rollout", "reward"],
     "runtime": [],
     "untrusted": [],
@@ -54,6 +56,9 @@ def test_the_product_keeps_to_the_arrows() -> None:
         ("psychecore/train/grpo.py", "    import peft"),
         ("psychecore/reward/score.py", "from psychecore.model import Decoder"),
         ("psychecore/curate/quality.py", "from psychecore.rollout.sampler import Sampler"),
+        ("psychecore/curate/quality.py", "from psychecore.reward.answer import parse_answer"),
+        ("psychecore/curate/rationale.py", "from psychecore.reward.score import score_group"),
+        ("psychecore/curate/select.py", "from psychecore.reward.score import score_group"),
         ("psychecore/evaluate/choice.py", "import transformers.utils"),
         ("psychecore/evaluate/choice.py", "from benchmarks import rollouts"),
         ("psychecore/runtime.py", "from psychecore.model import Decoder"),
@@ -80,6 +85,7 @@ def test_a_wrong_arrow_is_found(tmp_path: Path, path: str, line: str) -> None:
         ("psychecore/model/decoder.py", "from . import fused"),
         ("psychecore/train/grpo.py", "from psychecore.rollout.trajectory import Group"),
         ("psychecore/curate/generator.py", "from psychecore.rollout.sampler import Sampler"),
+        ("psychecore/curate/rationale.py", "from psychecore.reward.answer import parse_answer"),
         ("kernels/swiglu.py", "from .common import cdiv"),
         ("recipes/pipeline.py", "import grpo, psychecore as pc"),
     ],

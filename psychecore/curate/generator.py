@@ -1,30 +1,30 @@
-"""The one interface to a language model, a local one behind it, and a cache that never pays twice.
+"""Generator: the one interface of the data pipeline to a language model. LocalGenerator is one that runs here.
 
-`Generator.generate` takes requests, messages with sampling parameters, and returns replies in their order. The local
-generator is any folder that load_model reads, run by the sampler in batches; psychecore/curate/endpoint.py is any
-OpenAI-compatible server.
+The others: endpoint.py asks an OpenAI-compatible server, cache.py remembers what was answered.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from psychecore.model.decoder import Decoder
+import torch
+
+from psychecore.durable import digest
+from psychecore.model.pretrained import HUB_FILES, load_model, local_folder
 from psychecore.rollout.sampler import Sampler
 from psychecore.rollout.sampling import SamplingParams
 from psychecore.text.chat import Message
-from psychecore.text.tokenizer import Tokenizer
+from psychecore.text.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
 class Request:
-    """One question to a model; equal requests get equal replies, so samples of one prompt differ in `sample`."""
+    """What a model is asked. Temperature 0 is greedy; `sample` numbers the draws of one prompt under one seed."""
 
     messages: list[Message]
     max_new_tokens: int = 512
@@ -35,108 +35,121 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's text, and the sum of its tokens' log-probs where the model tells them."""
+    """What it said; `logprob` is the sum over its tokens (nats), where it is known.
+
+    The text is empty where the model can't take the request, since it is too long for it.
+    """
 
     text: str
-    logprob: float | None = None
-
-
-Receive = Callable[[int, Reply], None]  # is told each reply's place and the reply as soon as it is there
+    logprob: float | None
 
 
 class Generator(Protocol):
-    """A language model."""
+    """A language model. `name` goes into rows and manifests."""
 
-    @property
-    def name(self) -> str:
-        """Which model it is, for manifests and caches; never a key or a password."""
+    name: str
 
-    def generate(self, requests: Sequence[Request], receive: Receive | None = None) -> list[Reply]:
-        """A reply to each request, in their order; `receive` hears of each as it comes."""
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply a request, in order."""
+        ...
+
+
+Arrived = Callable[[Mapping[int, Reply]], None]
+
+
+@runtime_checkable
+class Announcing(Protocol):
+    """A generator that says what it has while the rest is still running, so that a cache can keep it.
+
+    `identity` names all that its replies depend on besides the request: the weights by their SHA-256, or the server.
+    """
+
+    name: str
+    identity: str
+
+    def generate_each(self, requests: Sequence[Request], arrived: Arrived) -> None:
+        """Call `arrived` with replies by the number of their request, each once, in any order and grouping."""
+        ...
+
+
+def collect(generator: Announcing, requests: Sequence[Request]) -> list[Reply]:
+    """The replies of a generator in the order of the requests."""
+    replies: dict[int, Reply] = {}
+    generator.generate_each(requests, replies.update)
+    return [replies[number] for number in range(len(requests))]
 
 
 class LocalGenerator:
-    """A model in this process."""
+    """A Hugging Face folder or hub id, sampled on this machine.
 
-    def __init__(self, name: str, model: Decoder, tokenizer: Tokenizer, max_slots: int = 32, max_length: int = 4096):
-        self.name, self.model, self.tokenizer = name, model, tokenizer
-        self.sampler = Sampler(model, tokenizer, max_slots, max_length)
-
-    def generate(self, requests: Sequence[Request], receive: Receive | None = None) -> list[Reply]:
-        """Requests with the same parameters run together; raises ValueError for a prompt that is too long."""
-        replies: dict[int, Reply] = {}
-        parts: dict[SamplingParams, list[int]] = {}
-        for place, request in enumerate(requests):
-            params = SamplingParams(
-                max_new_tokens=request.max_new_tokens, temperature=request.temperature, seed=request.seed
-            )
-            parts.setdefault(params, []).append(place)
-        for params, places in parts.items():
-            prompts = [requests[place].messages for place in places]
-            # the random numbers hang on the request alone, not on what else is asked at the same time
-            keys = [int(fingerprint(self.name, requests[place])[:15], 16) for place in places]
-            for place, group in zip(places, self.sampler.generate(prompts, params, prompt_keys=keys), strict=True):
-                rollout = group.rollouts[0]
-                replies[place] = Reply(rollout.text, sum(rollout.logprobs))
-                if receive is not None:
-                    receive(place, replies[place])
-        return [replies[place] for place in range(len(requests))]
-
-
-class CachedGenerator:
-    """Asks another generator only what no run has asked before; replies are kept on disk as they come.
-
-    The cache is an append-only JSONL file of {"key", "text", "logprob"}; a line that a kill cut off is dropped.
+    Requests of equal length limit, temperature and seed run together, `chunk` at a time on `slots` sequences; a kill
+    can cost a chunk. The random numbers of a sample depend on its request alone. Its text may still depend on its
+    neighbours in the chunk where two tokens are equally likely to rounding. The weights are loaded with the first
+    request. Raises FileNotFoundError or ValueError as load_model does.
     """
 
-    def __init__(self, generator: Generator, path: Path):
-        self.generator, self.path = generator, path
-        self.known: dict[str, Reply] = {}
-        self.asked = self.found = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0
-        if path.exists():
-            with open(path, "rb") as file:
-                for line in file:
-                    try:
-                        row = json.loads(line)
-                        self.known[row["key"]] = Reply(row["text"], row["logprob"])
-                    except (ValueError, KeyError, TypeError):
-                        if line.endswith(b"\n"):
-                            raise ValueError(f"{path}: at byte {whole} begins a line that is no reply") from None
-                        break
-                    whole += len(line)
-            os.truncate(path, whole)
+    def __init__(
+        self,
+        source: str,
+        name: str = "",
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        slots: int = 32,
+        max_length: int = 4096,
+        memory_gib: float | None = None,
+    ):
+        self.folder = local_folder(source)
+        self.name = name or Path(source).name
+        self.dtype, self.device, self.max_length = dtype, device, max_length
+        self.slots, self.chunk, self.memory_gib = slots, 4 * slots, memory_gib
+        files = sorted(path for pattern in HUB_FILES for path in self.folder.glob(pattern))
+        hashes = [[path.name, digest(path)] for path in files]
+        self.sha256 = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+        self.identity = f"{self.sha256} in {str(dtype).removeprefix('torch.')}"
+        self._sampler: Sampler | None = None
 
-    @property
-    def name(self) -> str:
-        """The name of the generator behind it."""
-        return self.generator.name
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply a request, in order."""
+        return collect(self, requests)
 
-    def generate(self, requests: Sequence[Request], receive: Receive | None = None) -> list[Reply]:
-        """Replies from the cache, and from the generator for the rest; equal requests are asked once."""
-        keys = [fingerprint(self.name, request) for request in requests]
-        missing = {key: place for place, key in reversed(list(enumerate(keys))) if key not in self.known}
-        places = sorted(missing.values())
-        self.asked += len(places)
-        self.found += len(requests) - len(places)
-        with open(self.path, "a", encoding="utf-8", newline="\n") as file:
+    def generate_each(self, requests: Sequence[Request], arrived: Arrived) -> None:
+        """As Announcing has it: a chunk's replies arrive together."""
+        groups: dict[tuple[int, float, int], list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault((request.max_new_tokens, request.temperature, request.seed), []).append(number)
+        for (max_new_tokens, temperature, seed), numbers in groups.items():
+            params = SamplingParams(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+            for start in range(0, len(numbers), self.chunk):
+                chunk = numbers[start : start + self.chunk]
+                arrived(self._run({number: requests[number] for number in chunk}, params))
 
-            def keep(number: int, reply: Reply) -> None:
-                key = keys[places[number]]
-                self.known[key] = reply
-                file.write(json.dumps({"key": key, **asdict(reply)}, ensure_ascii=False) + "\n")
-                file.flush()
+    def close(self) -> None:
+        """Free the weights; a later request loads them again."""
+        self._sampler = None
 
-            if places:
-                self.generator.generate([requests[place] for place in places], keep)
-        replies = [self.known[key] for key in keys]
-        for place, reply in enumerate(replies):
-            if receive is not None:
-                receive(place, reply)
+    def _run(self, requests: Mapping[int, Request], params: SamplingParams) -> dict[int, Reply]:
+        if self._sampler is None:
+            model = load_model(self.folder, self.dtype, self.device).requires_grad_(False)
+            self._sampler = Sampler(model, load_tokenizer(self.folder), self.slots, self.max_length, self.memory_gib)
+        render = self._sampler.tokenizer.render_chat
+        prompts = {number: render(one.messages, add_generation_prompt=True).ids for number, one in requests.items()}
+        fitting = [n for n, ids in prompts.items() if len(ids) + params.max_new_tokens <= self.max_length]
+        keys = [_prompt_key(requests[number]) for number in fitting]
+        groups = self._sampler.generate([prompts[number] for number in fitting], params, prompt_keys=keys)
+        replies = {number: Reply("", None) for number in requests}
+        for number, group in zip(fitting, groups, strict=True):
+            rollout = group.rollouts[0]
+            replies[number] = Reply(rollout.text, sum(rollout.logprobs))
         return replies
 
 
-def fingerprint(name: str, request: Request) -> str:
-    """SHA-256 of model and request, hexadecimal."""
-    return hashlib.sha256(json.dumps([name, asdict(request)], sort_keys=True).encode()).hexdigest()
+def _prompt_key(request: Request) -> int:
+    """What the random numbers of a request depend on besides its seed."""
+    text = json.dumps([request.messages, request.sample], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def request_key(identity: str, request: Request) -> str:
+    """The content address of a request to a model: SHA-256 of their canonical JSON."""
+    text = json.dumps({"generator": identity, **asdict(request)}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

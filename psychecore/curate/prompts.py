@@ -1,68 +1,86 @@
-"""Prompts of the curation stages: TOML files with a version, one table a prompt and language.
+"""What a stage tells a model: messages with placeholders, in a TOML file of recipes/prompts.
 
     version = 1
-    [judge.en]
-    system = "You judge exam questions."
-    user = "Passage: {passage}\n\nQuestion: {question}"
 
-Placeholders are filled in one pass: a text that itself holds "{question}" stays as it is.
+    [ask.en]
+    system = "You write exam questions."
+    user = "Write {count} questions on this passage: {passage}"
+
+`{name}` in braces is filled with the value of that name, in one pass: what a value holds is never read again, so a
+passage that says "{count}" stays as it is. Other braces are text.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from psychecore.durable import digest
 from psychecore.text.chat import Message
 
-PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
-@dataclass(frozen=True)
 class Prompts:
-    """The prompts of one file."""
+    """The tables of one file. `version` and `sha256` go into manifests."""
 
-    path: Path
-    version: int
-    tables: dict[str, dict[str, dict[str, str]]]  # name, language, role
+    def __init__(self, path: Path, version: int, tables: dict[str, dict[str, dict[str, str]]]):
+        self.path, self.version, self.tables = path, version, tables
+        self.sha256 = digest(path)
 
-    def messages(self, name: str, language: str, **values: Any) -> list[Message]:
-        """The prompt `name` in a language with its placeholders filled.
+    def messages(self, name: str, language: str, **values: str) -> list[Message]:
+        """The messages of table [name.language]: the system's, if it has one, and the user's.
 
-        Raises ValueError naming file and table for a prompt or language that is not there, a placeholder without a
-        value, or a value without a placeholder.
+        Raises ValueError that names file and table where it is absent, or holds a placeholder that has no value.
         """
         table = self.tables.get(name, {}).get(language)
         if table is None:
-            raise ValueError(f"{self.path} has no table [{name}.{language}]")
-        wanted = {found for text in table.values() for found in PLACEHOLDER.findall(text)}
-        if wanted != values.keys():
-            odd = sorted(wanted ^ values.keys())[0]
-            side = "has no value" if odd in wanted else "does not stand in the prompt"
-            raise ValueError(f"{self.path} [{name}.{language}]: {{{odd}}} {side}")
-        fill = {role: PLACEHOLDER.sub(lambda m: str(values[m[1]]), text) for role, text in table.items()}
-        return [Message(role=role, content=fill[role]) for role in ("system", "user") if role in fill]
+            known = ", ".join(f"{one}.{two}" for one, tables in self.tables.items() for two in tables)
+            raise ValueError(f"{self.path}: no table [{name}.{language}]; there are {known}")
+
+        def fill(found: re.Match[str]) -> str:
+            if found[1] not in values:
+                raise ValueError(
+                    f"{self.path} [{name}.{language}]: placeholder {found[0]} has no value; "
+                    f"known are {', '.join(values) or 'none'}"
+                )
+            return str(values[found[1]])
+
+        return [
+            {"role": role, "content": _PLACEHOLDER.sub(fill, table[role])}
+            for role in ("system", "user")
+            if role in table
+        ]
 
 
 def load_prompts(path: str | Path) -> Prompts:
-    """Read a prompts file. Raises FileNotFoundError, or ValueError naming file and table."""
+    """Read a prompts file. Raises ValueError that names file and table for one that is not of this form."""
     path = Path(path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            tables = tomllib.load(file)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}") from None
-    version = raw.pop("version", None)
-    if type(version) is not int:
-        raise ValueError(f"{path}: version is {version!r}, but must be a whole number")
-    for name, languages in raw.items():
-        if not isinstance(languages, dict) or not languages:
-            raise ValueError(f"{path}: [{name}] must hold tables by language, such as [{name}.en]")
+    version = tables.pop("version", None)
+    if type(version) is not int or version < 1:
+        raise ValueError(f"{path}: version is {version!r}, but must be a whole number from 1")
+    if not tables:
+        raise ValueError(f"{path}: no tables")
+    for name, languages in tables.items():
+        if not isinstance(languages, dict):
+            raise ValueError(f"{path}: {name} is {languages!r:.80}, but must be tables [{name}.en], [{name}.zh]")
         for language, table in languages.items():
-            if not isinstance(table, dict) or "user" not in table or not set(table) <= {"system", "user"}:
-                raise ValueError(f"{path} [{name}.{language}]: must hold user, and may hold system")
-            if not all(isinstance(text, str) and text.strip() for text in table.values()):
-                raise ValueError(f"{path} [{name}.{language}]: texts must not be empty")
-    return Prompts(path, version, raw)
+            _check_table(table, f"{path} [{name}.{language}]")
+    return Prompts(path, version, tables)
+
+
+def _check_table(table: Any, place: str) -> None:
+    if not isinstance(table, dict) or "user" not in table:
+        raise ValueError(f'{place}: {table!r:.80}, but must be a table with "user" and, if it is wanted, "system"')
+    for key, value in table.items():
+        if key not in ("system", "user") or not isinstance(value, str) or not value.strip():
+            raise ValueError(
+                f'{place}: {key} is {value!r:.80}; only non-empty texts "system" and "user" may stand here'
+            )

@@ -1,176 +1,273 @@
-"""What every curation stage shares: an outcome for each row, and a runner that goes on at the row where it was killed.
+"""What a stage is, and how one runs over a file: row by row, in bounded memory, going on where it was killed.
 
-A stage turns rows into kept rows and rejections with their reasons. `run_stage` streams a JSONL file through it and
-writes NAME.jsonl and NAME.rejects.jsonl; until the end their names bear ".partial", and a small file says how many rows
-and bytes are done, so that a killed run cuts off what came after and continues. The bytes do not depend on kills.
+A stage writes three files: NAME.jsonl, what it kept; NAME.rejects.jsonl, what it turned away, each row with "reason"
+and "detail"; NAME.done.json, last, with the counts and the SHA-256 of what went in and out. While it runs, both row
+files are partial ones with a dot before their name, and .NAME.journal says how far they hold: after every batch they
+are flushed to disk first and the journal second, so whatever a killed run left beyond the journal is cut off and done
+again. The same input and settings therefore give the same bytes, however often the run was killed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from tqdm import tqdm
-
-from psychecore.data.records import read_jsonl
+from psychecore.curate.progress import Progress
 from psychecore.durable import digest, replace_file, sync_folder
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A row, or what was made from one, that does not go on."""
+    """A row, or raw text under "raw", that a stage turned away.
 
-    row: Row
+    `reason` is a short stable code ("duplicate_options"), `detail` names the value for a person.
+    """
+
+    row: dict[str, Any]
     reason: str
     detail: str = ""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one input row became: kept rows, and rejections; a passage may give several of each."""
+    """What one input row became: it may give several rows, and several rejections."""
 
-    kept: list[Row] = field(default_factory=list)
-    rejected: list[Rejection] = field(default_factory=list)
+    kept: list[dict[str, Any]]
+    rejected: list[Rejection]
 
 
 class Stage(Protocol):
-    """A step of the pipeline that looks at rows one by one, or in batches for a generator's sake."""
-
-    @property
-    def name(self) -> str:
-        """The stem of the files that it writes."""
-
-    def batch(self, rows: Sequence[Row]) -> list[Outcome]:
-        """One outcome for each row, in order; the same for the same rows."""
-
-
-@dataclass(frozen=True)
-class StageCounts:
-    """How many rows came in and went on, and how many were rejected for which reason."""
+    """A step of the pipeline over rows."""
 
     name: str
-    rows: int
-    kept: int
-    rejected: dict[str, int]
 
-    def __str__(self) -> str:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.rejected.items()))
-        return f"{self.name:<10} {self.rows:>7} in {self.kept:>7} kept" + (f"   rejected: {reasons}" if reasons else "")
+    def batch(self, rows: Sequence[dict[str, Any]]) -> list[Outcome]:
+        """One Outcome a row, in order, and the same for the same rows."""
+        ...
 
 
-def run_stage(stage: Stage, source: Path, folder: Path, batch_size: int = 32, *, settings: str = "") -> StageCounts:
-    """Run `stage` over the rows of `source`; a stage that is done for this source and these settings is not run again.
+@dataclass
+class StageCounts:
+    """Rows read and kept, and those rejected by reason."""
 
-    `settings` is any text that the outcome depends on, such as the stage's configuration. Raises ValueError naming
-    file and line for a row without an id, or with one that stood before.
+    read: int = 0
+    kept: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+
+
+def run_stage(
+    stage: Stage,
+    source: Path,
+    folder: Path,
+    batch_size: int = 32,
+    settings: Any = None,
+    check: Callable[[dict[str, Any]], object] | None = None,
+) -> StageCounts:
+    """Run `stage` over the JSONL file `source` and write its files into `folder`; a finished one is not run again.
+
+    `settings` (JSON) is all that the result depends on besides the rows: where it or the source has changed, the stage
+    starts anew. `check` raises ValueError for a wrong row; all rows are checked before the first is worked on.
+    Raises ValueError with file and line for a row that is no object, has no id or one seen before, or fails the check;
+    and where a finished file was changed by hand.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    kept, rejects, progress = (folder / f"{stage.name}{end}" for end in (".jsonl", ".rejects.jsonl", ".progress.json"))
-    key = hashlib.sha256(f"{digest(source)}\n{settings}".encode()).hexdigest()
-    state = _read_state(progress, key)
-    if state["done"] and kept.exists() and rejects.exists():
-        return StageCounts(stage.name, state["rows"], state["kept"], state["rejected"])
-    files = [path.with_name(f"{path.name}.partial") for path in (kept, rejects)]
-    with (
-        tqdm(total=_count_lines(source), desc=stage.name, disable=None, leave=False) as bar,
-        _continued(files[0], state["bytes"][0]) as good,
-        _continued(files[1], state["bytes"][1]) as bad,
-    ):
-        rows = itertools.islice(check_rows(source), state["rows"], None)
-        bar.update(state["rows"])
-        while part := list(itertools.islice(rows, batch_size)):
-            outcomes = stage.batch(part)
-            if len(outcomes) != len(part):
-                raise RuntimeError(f"stage {stage.name} gave {len(outcomes)} outcomes for {len(part)} rows")
-            for outcome in outcomes:
-                _write(good, outcome.kept)
-                lines = [{**r.row, "reason": r.reason, "detail": r.detail} for r in outcome.rejected]
-                _write(bad, lines)
-                state["kept"] += len(outcome.kept)
-                for rejection in outcome.rejected:
-                    state["rejected"][rejection.reason] = state["rejected"].get(rejection.reason, 0) + 1
-            state |= {"rows": state["rows"] + len(part), "bytes": [_flush(good), _flush(bad)]}
-            replace_file(progress, [json.dumps(state)])
-            bar.update(len(part))
-    for partial, path in zip(files, (kept, rejects), strict=True):
-        os.replace(partial, path)
-    sync_folder(folder)
-    replace_file(progress, [json.dumps(state | {"done": True})])
-    return StageCounts(stage.name, state["rows"], state["kept"], state["rejected"])
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+    rows = _check_source(source, check)
+    done = Done(folder, stage.name, [source], settings, [f"{stage.name}.jsonl", f"{stage.name}.rejects.jsonl"])
+    if (counts := done.counts()) is not None:
+        return counts
+    work = _Work(folder, stage.name, done.key)
+    with Progress(stage.name, rows, work.counts.read) as bar, work.open(), open(source, "rb") as file:
+        file.seek(work.position)
+        for numbers, batch in _batches(file, work.counts.read, batch_size):
+            try:
+                outcomes = stage.batch(batch)
+            except ValueError as error:
+                raise ValueError(f"{source} rows {numbers[0]} to {numbers[-1]}: {error}") from error
+            if len(outcomes) != len(batch):
+                raise RuntimeError(f"stage {stage.name!r} gave {len(outcomes)} outcomes for {len(batch)} rows")
+            work.add(outcomes, file.tell())
+            bar.update(len(batch))
+    work.finish()
+    done.write(work.counts)
+    work.journal.unlink()
+    return work.counts
 
 
-def check_rows(source: Path) -> Iterator[Row]:
-    """The rows of a file, each with an id of its own. Raises ValueError naming file and line."""
-    seen: set[bytes] = set()
-    for number, row in read_jsonl(source):
-        name = row.get("id")
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{source} line {number}: id is {name!r:.80}, but must be a non-empty text")
-        short = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:12]  # 75,000 long ids are a lot of text
-        if short in seen:
-            raise ValueError(f"{source} line {number}: id {name!r:.80} stands on an earlier line too")
-        seen.add(short)
-        yield row
+def run_whole(
+    name: str,
+    sources: Sequence[Path],
+    folder: Path,
+    outputs: Sequence[str],
+    settings: Any,
+    work: Callable[[], StageCounts],
+) -> StageCounts:
+    """Run a stage that needs its whole input at once: `work` writes `outputs` into `folder`, each by replace_file.
+
+    It is not run again while sources, settings and outputs are as they were; killed, it starts from the beginning.
+    """
+    done = Done(folder, name, sources, settings, outputs)
+    if (counts := done.counts()) is not None:
+        return counts
+    counts = work()
+    done.write(counts)
+    return counts
 
 
-def write_outcomes(name: str, outcomes: Iterable[Outcome], folder: Path) -> StageCounts:
-    """Write the outcomes of a stage that needs all rows at once, whole or not at all."""
-    outcomes = list(outcomes)
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = [row for outcome in outcomes for row in outcome.kept]
-    rejected = [rejection for outcome in outcomes for rejection in outcome.rejected]
-    lines = (_line({**r.row, "reason": r.reason, "detail": r.detail}) for r in rejected)
-    replace_file(folder / f"{name}.rejects.jsonl", lines)
-    replace_file(folder / f"{name}.jsonl", map(_line, kept))
-    return StageCounts(name, len(outcomes), len(kept), dict(Counter(rejection.reason for rejection in rejected)))
+class Done:
+    """NAME.done.json: that a stage is finished, out of what, with what."""
+
+    def __init__(self, folder: Path, name: str, sources: Sequence[Path], settings: Any, outputs: Sequence[str]):
+        self.folder, self.name, self.outputs = folder, name, outputs
+        self.path = folder / f"{name}.done.json"
+        inputs = [{"file": source.name, "sha256": digest(source)} for source in sources]
+        self.key = json.loads(json.dumps({"stage": name, "inputs": inputs, "settings": settings}, default=str))
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def counts(self) -> StageCounts | None:
+        """The counts of the finished stage; None where it must run, and then nothing says any more that it is done.
+
+        Raises ValueError where an output is not what the stage wrote, since running it again would lose the changes.
+        """
+        if not self.path.exists():
+            return None
+        record = json.loads(self.path.read_text(encoding="utf-8"))
+        written = record.pop("outputs")
+        present = [name for name in written if (self.folder / name).exists()]
+        for name in present:
+            if digest(self.folder / name) != written[name]:
+                raise ValueError(
+                    f"{self.folder / name} was changed after stage {self.name!r} wrote it: remove it, and the stage "
+                    f"runs again; or give your file as an input to a run of the later stages"
+                )
+        counts = StageCounts(**record.pop("counts"))
+        if record == self.key and len(present) == len(written):
+            return counts
+        self.path.unlink()
+        return None
+
+    def write(self, counts: StageCounts) -> None:
+        """Say that the stage is finished."""
+        outputs = {name: digest(self.folder / name) for name in self.outputs}
+        record = {**self.key, "counts": asdict(counts), "outputs": outputs}
+        replace_file(self.path, [json.dumps(record, ensure_ascii=False, indent=2) + "\n"])
 
 
-def _read_state(path: Path, key: str) -> dict[str, Any]:
+class _Work:
+    """The partial files of a stage that runs, and the journal of how far they hold."""
+
+    def __init__(self, folder: Path, name: str, key: Mapping[str, Any]):
+        self.folder, self.key = folder, key
+        self.journal = folder / f".{name}.journal"
+        self.targets = [folder / f"{name}.jsonl", folder / f"{name}.rejects.jsonl"]
+        self.partials = [path.with_name(f".{path.name}.partial") for path in self.targets]
+        self.position, self.sizes, self.counts = 0, [0, 0], StageCounts()
+        self.files: list[BinaryIO] = []
+        state = json.loads(self.journal.read_text(encoding="utf-8")) if self.journal.exists() else {}
+        if state.get("key") == key and self._hold(state["sizes"]):
+            self.position, self.sizes, self.counts = state["position"], state["sizes"], StageCounts(**state["counts"])
+        else:
+            for path in (self.journal, *self.targets, *self.partials):  # of another source, or other settings
+                path.unlink(missing_ok=True)
+
+    def _hold(self, sizes: list[int]) -> bool:
+        """Whether the rows that the journal speaks of are there; a finished file may bear its name already."""
+        return all(
+            (partial if partial.exists() else target).exists()
+            and (partial if partial.exists() else target).stat().st_size >= size
+            for partial, target, size in zip(self.partials, self.targets, sizes, strict=True)
+        )
+
+    def open(self) -> _Work:
+        for partial, target, size in zip(self.partials, self.targets, self.sizes, strict=True):
+            if target.exists() and not partial.exists():
+                target.rename(partial)  # killed while giving the files their names
+            file = open(partial, "ab")  # noqa: SIM115 - closed by __exit__
+            file.truncate(size)
+            self.files.append(file)
+        return self
+
+    def __enter__(self) -> _Work:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self.files:
+            file.close()
+
+    def add(self, outcomes: Sequence[Outcome], position: int) -> None:
+        """Write a batch's rows, then that they hold; `position` is where the source goes on."""
+        reasons = Counter(self.counts.rejected)
+        kept = [row for outcome in outcomes for row in outcome.kept]
+        rejected = [rejection for outcome in outcomes for rejection in outcome.rejected]
+        reasons.update(rejection.reason for rejection in rejected)
+        dropped = [{**one.row, "reason": one.reason, "detail": one.detail} for one in rejected]
+        for file, rows in zip(self.files, (kept, dropped), strict=True):
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.sizes, self.position = [file.tell() for file in self.files], position
+        self.counts = StageCounts(
+            self.counts.read + len(outcomes), self.counts.kept + len(kept), dict(sorted(reasons.items()))
+        )
+        self._note()
+
+    def finish(self) -> None:
+        """Give the files their names."""
+        self._note()  # also where the source was empty: from here on the journal stands for whole files
+        for partial, target in zip(self.partials, self.targets, strict=True):
+            os.replace(partial, target)
+        sync_folder(self.folder)
+
+    def _note(self) -> None:
+        state = {"key": self.key, "position": self.position, "sizes": self.sizes, "counts": asdict(self.counts)}
+        replace_file(self.journal, [json.dumps(state, ensure_ascii=False)])
+
+
+def _check_source(source: Path, check: Callable[[dict[str, Any]], object] | None) -> int:
+    """The number of rows, all of which hold; memory is the ids."""
+    seen: dict[str, int] = {}
+    with open(source, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.strip():
+                continue
+            try:
+                row = _parse(raw, number)
+                json.dumps(row, ensure_ascii=False).encode()  # refuses a lone surrogate, which no file can hold
+                if not isinstance(row.get("id"), str) or not row["id"]:
+                    raise ValueError(f"id is {row.get('id')!r:.80}, but must be a non-empty text")
+                if row["id"] in seen:
+                    raise ValueError(f"id {row['id']!r} already stands on line {seen[row['id']]}")
+                if check is not None:
+                    check(row)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{source} line {number}: {error}") from None
+            seen[row["id"]] = number
+    return len(seen)
+
+
+def _parse(raw: bytes, number: int) -> dict[str, Any]:
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if state["key"] == key:
-            return state
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass
-    return {"key": key, "rows": 0, "kept": 0, "rejected": {}, "bytes": [0, 0], "done": False}
+        row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except ValueError as error:
+        raise ValueError(f"not a JSON object in UTF-8 ({error})") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"a {type(row).__name__}, but each line must be a JSON object")
+    return row
 
 
-def _continued(path: Path, size: int) -> BinaryIO:
-    """The file opened for writing after its first `size` bytes; what a killed run wrote beyond goes."""
-    if not path.exists() or path.stat().st_size < size:
-        if size:
-            raise ValueError(f"{path} is shorter than its progress file says: remove both to begin this stage anew")
-        path.touch()
-    file = open(path, "r+b")  # noqa: SIM115 (the caller's with block closes it)
-    file.truncate(size)
-    file.seek(size)
-    return file
-
-
-def _write(file: BinaryIO, rows: Iterable[Row]) -> None:
-    for row in rows:
-        file.write(_line(row).encode())
-
-
-def _line(row: Row) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def _flush(file: BinaryIO) -> int:
-    file.flush()
-    os.fsync(file.fileno())
-    return file.tell()
-
-
-def _count_lines(path: Path) -> int:
-    with open(path, "rb") as file:
-        return sum(1 for line in file if line.strip())
+def _batches(file: BinaryIO, done: int, size: int) -> Iterator[tuple[range, list[dict[str, Any]]]]:
+    """(row numbers, rows) from the file's position on; `file.tell()` is then where the next batch starts."""
+    batch: list[dict[str, Any]] = []
+    while raw := file.readline():
+        if raw.strip():
+            batch.append(_parse(raw, done + len(batch) + 1))
+        if len(batch) == size:
+            yield range(done + 1, done + size + 1), batch
+            done, batch = done + size, []
+    if batch:
+        yield range(done + 1, done + len(batch) + 1), batch

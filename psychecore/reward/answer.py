@@ -26,6 +26,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 OPEN, CLOSE = "<think>", "</think>"
+NOTHING_STATED = "no option letter is stated"
 MAX_ANSWER = 16_000  # characters; a longer answer is none, which bounds the time that hostile text can take
 
 
@@ -55,7 +56,7 @@ def parse_answer(text: str, letters: str) -> Parsed:
         return Parsed(None, "its statements contradict each other or hedge")
     named = sets.pop() if sets else _verdicts(answer) or _marks(answer)
     if not named:
-        return Parsed(None, "no option letter is stated")
+        return Parsed(None, NOTHING_STATED)
     if strange := "".join(sorted(set(named) - set(letters))):
         return Parsed(None, f"it names {strange}, but the options are {letters}")
     return Parsed(named)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from psychecore.curate.stage import Outcome, Rejection, run_stage, write_outcomes
+from psychecore.curate.stage import Outcome, Rejection, run_stage
 
 
 class Halves:
@@ -26,7 +26,7 @@ class Halves:
     def batch(self, rows: Sequence[dict[str, Any]]) -> list[Outcome]:
         self.seen += [row["id"] for row in rows]
         return [
-            Outcome([{**row, "id": f"{row['id']}-{i}"} for i in range(2)])
+            Outcome([{**row, "id": f"{row['id']}-{i}"} for i in range(2)], [])
             if row["n"] % 2 == 0
             else Outcome([], [Rejection(row, "odd", f"{row['n']} is odd")])
             for row in rows
@@ -41,13 +41,12 @@ def write(path: Path, count: int) -> Path:
 def test_kept_rows_and_rejections_with_their_reasons_are_written_and_counted(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", 5)
     counts = run_stage(Halves(), source, tmp_path / "out", batch_size=2)
-    assert (counts.rows, counts.kept, counts.rejected) == (5, 6, {"odd": 2})
-    assert "rejected: odd 2" in str(counts)
+    assert (counts.read, counts.kept, counts.rejected) == (5, 6, {"odd": 2})
     kept = [json.loads(line) for line in (tmp_path / "out" / "halves.jsonl").read_text().split("\n") if line]
     assert [row["id"] for row in kept] == ["r0-0", "r0-1", "r2-0", "r2-1", "r4-0", "r4-1"]
     rejects = [json.loads(line) for line in (tmp_path / "out" / "halves.rejects.jsonl").read_text().split("\n") if line]
     assert rejects[0] == {"id": "r1", "n": 1, "text": "心理\u2028", "reason": "odd", "detail": "1 is odd"}
-    assert not list((tmp_path / "out").glob("*.partial"))
+    assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 
 def test_a_stage_that_is_done_is_not_run_again_unless_its_input_or_settings_change(tmp_path: Path) -> None:
@@ -59,14 +58,14 @@ def test_a_stage_that_is_done_is_not_run_again_unless_its_input_or_settings_chan
     run_stage(again, source, tmp_path / "out", settings="other")
     assert len(again.seen) == 4
     write(source, 5)
-    assert run_stage(again, source, tmp_path / "out", settings="other").rows == 5
+    assert run_stage(again, source, tmp_path / "out", settings="other").read == 5
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
         (['{"id": "a"}', '{"n": 1}'], "line 2: id is None"),
-        (['{"id": "a"}', '{"id": "a"}'], "line 2: id 'a' stands on an earlier line"),
+        (['{"id": "a"}', '{"id": "a"}'], "line 2: id 'a' already stands on line 1"),
         (['{"id": "a"}', "{"], "line 2: not a JSON object"),
         (['{"id": ""}'], "line 1: id is ''"),
     ],
@@ -116,7 +115,7 @@ def test_killed_at_any_point_it_goes_on_at_the_row_where_it_was(seed: int, tmp_p
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) in (-9, 0)
     again = Halves()
     counts = run_stage(again, source, tmp_path / "out", batch_size=3)
-    assert (counts.rows, counts.kept, counts.rejected) == (40, 40, {"odd": 20})
+    assert (counts.read, counts.kept, counts.rejected) == (40, 40, {"odd": 20})
     for name in ("halves.jsonl", "halves.rejects.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -130,9 +129,3 @@ def test_rows_that_were_done_are_not_done_again(tmp_path: Path) -> None:
     again = Halves()
     run_stage(again, source, tmp_path / "out", batch_size=3)
     assert again.seen == [f"r{n}" for n in range(12, 40)]
-
-
-def test_a_stage_over_all_rows_is_written_whole(tmp_path: Path) -> None:
-    counts = write_outcomes("x", [Outcome([{"id": "a"}]), Outcome([], [Rejection({"id": "b"}, "same")])], tmp_path)
-    assert (counts.rows, counts.kept, counts.rejected) == (2, 1, {"same": 1})
-    assert json.loads((tmp_path / "x.rejects.jsonl").read_text()) == {"id": "b", "reason": "same", "detail": ""}

@@ -1,0 +1,132 @@
+"""Names and contact data in a post or a reply: found, and taken out.
+
+Names are found where a text gives them away: after "my name is", a title, a greeting or a relation ("my son Tim"), in
+a signature, with letters of a degree, or as one of the commonest given names; in Chinese after 我叫, and as a surname
+with a title or with 小. A rarer name that only stands in a sentence is not seen. Public help lines are no contact data.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from psychecore.curate.wording import patterns
+
+PLACEHOLDERS = {"en": {"name": "[name]", "contact": "[contact]"}, "zh": {"name": "某某", "contact": "[联系方式]"}}
+HELP_NUMBERS = frozenset(
+    [
+        "988",
+        "911",
+        "999",
+        "112",
+        "110",
+        "120",
+        "119",
+        "116123",
+        "741741",
+        "12356",
+        "12338",
+        "12355",
+        "12345",
+        "4001619995",
+        "8007997233",
+        "18002738255",
+        "18007997233",
+    ]
+)
+
+
+class Private(NamedTuple):
+    """A name or contact datum, `kind` "name" or "contact", at `start` to `end` of the text."""
+
+    kind: str
+    text: str
+    start: int
+    end: int
+
+
+_GIVEN = (
+    "James|John|Robert|Michael|David|William|Richard|Joseph|Thomas|Charles|Daniel|Matthew|Anthony|Andrew|Joshua|Kevin|"
+    "Brian|George|Edward|Jason|Jeffrey|Ryan|Jacob|Nicholas|Eric|\
+    Jonathan|Stephen|Justin|Brandon|Benjamin|Samuel|Patrick|"
+    "Alexander|Tyler|Aaron|Adam|Nathan|Mary|Patricia|Jennifer|Linda|Elizabeth|Barbara|Susan|Jessica|Sarah|Karen|Nancy|"
+    "Lisa|Margaret|Sandra|Ashley|Emily|Donna|Michelle|Carol|Amanda|Melissa|Deborah|Stephanie|Rebecca|Laura|Sharon|"
+    "Cynthia|Kathleen|Amy|Angela|Anna|Emma|Nicole|Samantha|\
+    Katherine|Maria|Rachel|Julia|Sophie|Sophia|Olivia|Hannah|Tom|"
+    "Mike|Jake|Dave|Steve|Kate|Jane|Lucy|Chris|Megan|Peter|Paul|Tim|Jim|Bob|Anne|Alice|Sara|Diana|Helen|Julie|Lauren"
+)
+_RELATION = (
+    "husband|wife|partner|boyfriend|girlfriend|ex|son|daughter|brother|sister|mother|father|mom|mum|dad|friend|boss|"
+    "manager|colleague|roommate|flatmate|therapist|counsell?or|teacher|neighbou?r|cousin|uncle|aunt|fiancée?"
+)
+_SURNAMES = (
+    "王李张刘陈杨黄赵周吴徐孙马朱胡郭何高林罗郑梁谢宋唐许韩冯邓曹彭曾肖田"
+    "董袁潘蒋蔡余杜叶程苏魏吕丁任沈姚卢姜崔钟谭陆汪范金石廖贾夏韦付方白邹"
+    "孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔向汤"
+)
+_NO_NAME = (
+    "There|Everyone|All|Friend|You|Reader|And|But|I|God|Dr|In|On|At|As|The|My|If|When|Is|It|So|Not|Just|Very|Here"
+)
+_NAME = patterns(
+    r"""
+    (?:[Mm]y name is|[Ii]'m called|[Ii] am called|(?:call|Call) me|named) (?P<a>[A-Z][a-z]+(?: [A-Z][a-z]+)?)
+    \b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Professor|Doctor)\.? (?P<b>[A-Z][a-z]+)
+    (?:\A|\n)\s*(?:Hi|Hello|Dear|Hey),? (?P<c>(?!(?:<NONAME>)\b)[A-Z][a-z]+)
+    \b(?:[Mm]y|[Hh]is|[Hh]er|[Oo]ur|[Yy]our)(?: [a-z]+)? (?:<RELATION>),? (?P<d>(?!(?:<NONAME>)\b)[A-Z][a-z]+)\b
+    (?:\n|[.!] )(?:[-–—~] ?|(?:Best|Regards|Best wishes|Kind regards|Sincerely|Yours|Warmly|Take care|Love),?\s+)\
+    (?P<e>[A-Z][a-z]+(?: [A-Z][a-z.]+)?)\s*\Z
+    (?P<f>[A-Z][a-z]+(?: [A-Z][a-z.]+)?), ?(?:LMFT|LCSW|LPC|LMHC|PsyD|Psy\.D|Ph\.?D|M\.?A\b|M\.?S\b)
+    \b(?P<g>(?:<GIVEN>))\b
+    我(?:的名字)?(?:叫|是)(?P<h><SURNAMES>[\u4e00-\u9fff]{1,2})(?=[,，。.!！、]|$)
+    (?P<i><SURNAMES>[\u4e00-\u9fff]{0,2}?(?=先生|女士|老师|医生|主任|咨询师|教授|律师|经理|阿姨|叔叔))
+    (?<![大从很最太])(?P<j>小<SURNAMES>)(?![\u4e00-\u9fff]?[虎考末路孩学时事心气声看]|[方白石江金万高龙向])
+    """,
+    GIVEN=_GIVEN,
+    RELATION=_RELATION,
+    SURNAMES=f"[{_SURNAMES}]",
+    NONAME=_NO_NAME,
+)
+_CONTACT = patterns(
+    r"""
+    [\w.+-]+@[\w-]+(?:\.[\w-]+)+
+    (?:https?://|www\.)[^\s，。）)]+|\b[\w-]+\.(?:com|org|net|cn|io|co\.uk|info)\b(?:/[^\s，。）)]*)?
+    (?<![\w@])@[A-Za-z]\w{2,}
+    (?:微信|wechat|WeChat|QQ|qq|[Vv][Xx]|[Vv]信|公众号|[Ss]kype|[Ww]hats[Aa]pp|\
+    [Ii]nstagram|[Ff]acebook)(?:号|群|id|ID)?\s*[:：是 ]\s*[A-Za-z0-9_-]{4,}
+    (?<![\d.])\+?\(?\d[\d ()/-]{4,}\d(?![\d.]*\d)
+    \b\d{1,5} (?:[A-Z][a-z]+ ){1,3}(?:Street|St|Avenue|Ave|Road|Rd|Lane|Drive|Boulevard|Blvd)\b
+    """
+)
+
+
+def private_data(text: str) -> list[Private]:
+    """Names and contact data in the text, in order, none overlapping another."""
+    found = []
+    for match in _CONTACT.finditer(text):
+        digits = re.sub(r"\D", "", match[0])
+        is_number = not re.search("[A-Za-z@\u4e00-\u9fff]", match[0])
+        if re.fullmatch(r"(?:19|20)\d\d\D+(?:19|20)\d\d", match[0]):
+            continue  # a span of years
+        if not is_number or (len(digits) >= 7 and digits not in HELP_NUMBERS):
+            found.append(Private("contact", match[0], match.start(), match.end()))
+    for match in _NAME.finditer(text):
+        group = match.lastgroup or ""
+        found.append(Private("name", match[group], match.start(group), match.end(group)))
+    for name in {one.text for one in found if one.kind == "name" and one.text.isascii()}:  # wherever else it stands
+        found.extend(Private("name", name, *match.span()) for match in re.finditer(rf"\b{re.escape(name)}\b", text))
+    ordered: list[Private] = []
+    for one in sorted(set(found), key=lambda one: (one.start, -one.end)):
+        if not ordered or one.start >= ordered[-1].end:
+            ordered.append(one)
+    return ordered
+
+
+def without_private_data(text: str, language: str) -> str:
+    """The text with each name and contact datum replaced by a placeholder.
+
+    >>> without_private_data("My name is Tim, write to tim@example.org.", "en")
+    'My name is [name], write to [contact].'
+    """
+    for one in reversed(private_data(text)):
+        text = text[: one.start] + PLACEHOLDERS[language][one.kind] + text[one.end :]
+    return text

@@ -1,0 +1,285 @@
+"""Acute risk in a post (suicide, self-harm, abuse; Chinese and English), and what a reply to such a post must hold.
+
+The rules are word patterns, and they lean to false alarms: a post that is marked in vain only asks more of its reply,
+a post that is missed lets a reply without help into training. So a wish that is denied ("I don't want to kill
+myself") still counts, a friend's present risk counts as the writer's own, and past abuse counts as abuse. What does
+not count: a plain denial ("never thought about suicide", "not suicidal") that no "but" follows, somebody else's death
+("my uncle committed suicide"), figures of speech ("想死你了", "it hit me"). No rule understands a hint: a post that
+names nothing is not marked.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from psychecore.curate.wording import patterns, plain, sentences
+
+RISKS = ("suicide", "self-harm", "abuse")  # in this order: a post that shows several is marked with the first
+
+NEAR = 160  # characters around a match that decide what it means; the bound keeps the time linear
+
+
+class Risk(NamedTuple):
+    """`kind` is one of RISKS, `evidence` the words in the post that show it."""
+
+    kind: str
+    evidence: str
+
+
+def find_risk(post: str) -> Risk | None:
+    """The first kind of risk, in the order of RISKS, that the post shows; None where the rules see none.
+
+    >>> find_risk("Since the summer I have been cutting my arms.")
+    Risk(kind='self-harm', evidence='cutting my arms')
+    >>> find_risk("I have never thought about suicide.") is None
+    True
+    """
+    parts = [plain(part) for part in sentences(post)]
+    denied_wish = None
+    for kind in RISKS:
+        for part in parts:
+            for match in _SIGNS[kind].finditer(part):
+                if _is_denied(part, match) or _is_a_loss(part, match):
+                    continue
+                if kind != "suicide" or not _NO_WISH.search(_before(part, match)):
+                    return Risk(kind, match[0])
+                denied_wish = denied_wish or Risk(kind, match[0])
+    return denied_wish  # "I cut myself, but I don't want to die" is self-harm; "I don't want to die" is still a sign
+
+
+def reply_fault(reply: str) -> tuple[str, str] | None:
+    """Why a reply must not train on a post with risk, as (code, detail), or None.
+
+    It must name help: a hotline, an emergency or specialised service, or, now or today, a professional or a trusted
+    person; and nothing in it may play the danger down.
+    """
+    if phrase := plays_down(reply):
+        return "risk_played_down", f"the reply says {phrase!r}"
+    if not names_help(reply):
+        return "risk_without_help", "the reply names no hotline, emergency service, or person to turn to now"
+    return None
+
+
+def names_help(reply: str) -> bool:
+    """Whether some sentence tells to turn to a service, or to turn now to a professional or a trusted person."""
+    for part in map(plain, sentences(reply)):
+        if any(not _REFUSED.search(_before(part, match)) for match in _SERVICE.finditer(part)):
+            return True
+        person = _PERSON.search(part)
+        if person and _NOW.search(part) and _TURN_TO.search(part) and not _REFUSED.search(_before(part, person)):
+            return True
+    return False
+
+
+def plays_down(reply: str) -> str | None:
+    """The words that make light of what was written, in either language, or None."""
+    found = _DOWNPLAYED.search(plain(reply))
+    return found[0] if found else None
+
+
+_PARTS = {
+    "SELF": r"(?:my|him|her|them|our|your)sel(?:f|ves)",
+    "OWN": r"(?:my|his|her|their)(?: own)?",
+    "WHO": r"(?:me|her|him|us|them|my (?:\w+ )?(?:child|children|kids?|son|daughter|baby|mom|mum|mother|sister|face))",
+    "LIMB": r"(?:wrists?|arms?|forearms?|legs?|thighs?|skin|stomach|body|hands?)",
+}
+_SIGNS = {
+    "suicide": patterns(
+        r"""
+        \bsuicid\w*\b(?! squad| bomb)
+        \bkill(?:ing)? <SELF>\b
+        \b(?:end|ending|take|taking) <OWN> li(?:fe|ves)\b
+        \b(?:end|ending) (?:it all|everything|my suffering)\b
+        \bwant(?:ed)? (?:my life|everything) to (?:end|be over|stop)\b
+        \b(?:hang|shoot|drown|poison|gas)(?:ing)? <SELF>\b(?! in)
+        \boverdos\w+
+        \b(?:jump|step)(?:ing)? (?:off|from|out of|in front of) (?:a|the|my) (?:bridge|roof|window|building|balcony)
+        \b(?:jump|step)(?:ing)? in front of (?:a|the) (?:train|car|bus|truck)
+        \bslit(?:ting)? (?:my|his|her) (?:wrists?|throat)
+        \b(?:want|wants|wanted|wanting|wish|ready|prefer|like|going) to (?:just |be )?(?:die|dead)\b
+        \bi (?:just )?wanna die\b
+        \brather (?:be dead|die)\b
+        \bwish(?:ed|es|ing)? (?:that )?(?:i|he|she) (?:was|were|\
+        had|could|would)(?:n't| not)? (?:just )?(?:be )?(?:dead|die)
+        \bwish(?:ed|es|ing)? (?:that )?(?:i|he|she) (?:was|were|did|had|\
+        would)(?:n't| not| never)? (?:been )?(?:born|alive|exist|wake up)
+        \bwish(?:ed|es|ing)? (?:that )?i (?:could|would) (?:just )?(?:disappear|go to sleep and)
+        \bbetter off (?:dead|without me|not (?:being )?(?:here|in this world|alive)|if i (?:was|were)(?:n't)?)
+        \bworld (?:would be )?better without me
+        (?:n't|\bnot|\bno longer|\bnever) (?:really |even |just )?(?:want|wanna|wish|care|\
+        deserve) ?(?:to )?(?:live|living|be alive|be here|exist|wake up|be around)\b(?! me)
+        \b(?:no|any|a|the|what's the) (?:reason|point|purpose|will) (?:to|\
+        in|of|for) (?:\w+ )?(?:live|living|being alive|life|go on)\b
+        (?:\bnot|n't) worth (?:it to )?(?:living|live)\b
+        \b(?:tired|sick) of (?:living|life|being alive)\b
+        \bshould(?:n't| not) (?:be (?:here|alive)|exist|live)\b
+        \bgiv(?:e|en|ing) up on (?:life|living)\b
+        \b(?:thoughts?|thinking|think|dream\w*|fantasi\w+|talk\w*) (?:of|about) (?:my |\
+        me )?(?:own )?(?:death|dying|ending (?:it|my life)|not being here|not existing)\b
+        \bcan(?:'t|not| not) go on\b
+        \bif i (?:live or die|lived or died|died|die)\b
+        \b(?:continue|have) to exist\b
+        \bnever (?:to )?wak(?:e|ing) up\b
+        自[杀尽]|轻生|寻死|寻短见|求死|厌世|生无可恋|一了百了|遗[书言]|死亡的念头
+        了结(?:自己|生命|此生|一切)|结束(?:了?自己|我)?的?(?:生命|一生|这?一切)
+        不想(?:再)?活|活不下去|活不了|不如死|死了(?:算|就|之|一了|更|会|才|最)|死掉|一死|(?:怎么|如何)死
+        想(?:要|到|过|去)*死(?!你|他|她|板|记)|让我去死
+        活着.{0,8}(?:没(?:有|什么)?(?:意思|意义|劲|用)|[很好太]累|干[什嘛吗]|痛苦|何用)
+        活够|活(?:下去|着)的(?:意义|理由|动力|勇气|欲望|希望|价值)
+        (?:没有?|失去|丧失).{0,4}(?:生存|活下去|求生)
+        跳(?:楼|河|江|海|下去|桥|轨)|割(?:腕|脉)|上吊|服毒|吞.{0,4}药
+        想.{0,4}(?:从(?:这个)?世界上?)?消失|离开(?:这个)?(?:世界|人世|人间)|我(?:要是)?不在了
+        """,
+        **_PARTS,
+    ),
+    "self-harm": patterns(
+        r"""
+        \bself[- ]?(?:harm|injur|mutilat|destruct)\w*
+        \b(?:cut|cuts|cutting|carv\w+|slic\w+|burn|burns|burning|burned|burnt) (?:up )?(?:<SELF>|<OWN> <LIMB>)\b
+        \b(?:hurt|hurts|hurting|harm|harms|harming|injur\w+|hit|hits|hitting|punch\w*|bit|bite|biting) <SELF>\b
+        \b(?:scratch\w*|cuts|scars) (?:on|all over|down|up) (?:the |<OWN> )?<LIMB>\b
+        \bscratch\w* <SELF>
+        \b(?:been|started|start|stop|stopped|is|was|am|with|about|into|began|begun) cutting\b(?! (?:back|\
+        down|off|out|corners|class|grass|ties|contact|people|him|her|them|it|the|costs))
+        \brazor(?: blade)?s?\b
+        \b(?:bang\w*|hit|hits|hitting|smash\w*) (?:my|his|her) head (?:on|against|into|off)\b
+        \burges? to (?:cut|hurt|burn)\b
+        自[残伤虐]|(?:伤害|弄伤)了?我?自己|撞墙
+        (?:划|割|扎|烫|掐|咬|抓|刺|砍)(?:了|着|过|破|伤)?(?:我)?自己
+        (?:划|割|烫|扎|咬)(?:了|着|过|破|伤)?.{0,4}(?:手臂|胳膊|手腕|大腿|手背|手指|皮肤)
+        (?:手|胳膊|手臂|手腕|腿)上?.{0,3}划(?!船|拳|算|到|分)
+        (?:打|扇|捶|抽)(?:了|着)?自己(?!了?一?(?:个|下|巴|耳))
+        """,
+        **_PARTS,
+    ),
+    "abuse": patterns(
+        r"""
+        (?<!drug )(?<!alcohol )(?<!substance )(?<!drugs )\babus(?:e|ed|es|ive|ing|\
+        ers?)\b(?! (?:of )?(?:drugs|alcohol|substances|pills|heroin|medication))
+        \b(?:raped?|rapes|raping|rapist|molest\w*|incest|grop(?:ed|ing|es))\b|\bdomestic violence
+        \bsexual(?:ly)? (?:assault|harass|violat|touch|attack)\w*|\bassaulted\b
+        \bphysical(?:ly)? (?:hurt|violen|assault|attack|fight)\w*
+        \b(?:violent|aggressive) (?:with|to|towards?) (?:me|us|her|him|my)
+        \b(?:gets?|got|is|was|becomes?|became|turn\w*) (?:\w+ )?violent\b
+        \b(?:hit|hits|hitting|beats?|beating|beaten|slap\w*|punch\w*|kick\w*|smack\w*|\
+        whip\w*)(?: up| on)? <WHO>\b(?! (?:out|off|up|that|like|hard|to it|at (?!home)))
+        \b(?:chok(?:e|es|ed|ing)|strangl\w+|shov(?:e|es|ed|ing)) <WHO>\b
+        \b(?:held|holds|grabb\w+|grabs) (?:me|her|him) (?:by|down|against)
+        \block(?:s|ed) (?:me|us|her|him) (?:in|out|up|on)
+        \bthreaten\w* (?:\w+ )?(?:to (?:kill|hurt|hit|beat|harm)|me|my life|us|her)\b
+        \bforc(?:e|es|ed|ing) (?:me|her|him|<SELF>) (?:to have|into|to (?:do )?sex|on)\b
+        \btouch(?:es|ed|ing)? (?:me|her|him) (?:inappropriat|\
+        in (?:places|ways|my|her)|down there|sexual|when|while|without)
+        \b(?:scared|afraid|terrified|frightened) of (?:him|my (?:husband|\
+        boyfriend|father|dad|partner|step(?:father|dad)|ex))\b
+        \bthr(?:ows|ew|own) (?:\w+ )?(?:things|objects|stuff|me) (?:at|against|around|across)\b
+        \b(?:laid|lays?|put) <OWN> hands? on (?:me|her|us)|\bblack eye|\bbruis(?:e|es|ed)\b
+        家暴|家庭暴力|虐待|施暴|性(?:侵|骚扰|虐)|强[奸暴]|猥亵|迷奸|乱伦|侵犯(?:了|过)?(?:我|她|他)|非礼
+        (?<!冷)(?<!非)暴力(?!游戏|电影|片|沟通|美学|拆)|拳打脚踢|打骂|掐.{0,3}脖子
+        (?:毒|殴|暴|挨|被.{0,3}|总|就|经常)打(?!击|扰|断|败|动|电|算|折|开|交|工|车|压|乱|扮|听)
+        (?:打|揍|踢|踹|掐|抽|捆|扇)(?:了|过|着)?(?:我|孩子|她|他|小孩|儿子|\
+        女儿|老婆|妈妈)(?!们?的?(?:电话|手机|微信|招呼|主意|交道|包|车)|个?招呼)
+        (?:扇|给).{0,4}(?:耳光|巴掌)|威胁.{0,4}(?:杀|打|要|我)
+        (?<!自己)(?<!亲自)动手(?!术|能|做|操|写|准|制|实|干|收|学|试|去)
+        (?:摸|碰)我(?:的)?(?:身体|胸|下|隐私|屁股|大腿)
+        """,
+        **_PARTS,
+    ),
+}
+
+# Between a negation and the words it denies only these may stand, so "can't stop thinking about suicide" is no denial.
+_DENIAL = re.compile(
+    r"(?:\bnot|n't|\bnever|\bno|\bneither|\bnor|\bwithout)(?: (?:been|\
+    felt|really|actually|ever|currently|actively|any|an?|"
+    r"history|sexual|physical|emotional|tried|try|contemplated|considered|attempted|thought|thinking|had|have|having|"
+    r"feel|feeling|or|to|commit|about|of|thoughts?|intentions?|\
+    plans?|being|am|was|physically|verbally|sexually|mentally|"
+    r"emotionally|he|she|has|in))* ?$"
+    r"|(?:从来没有?|从没有?|从未|并?没有?)(?:想过|过|动过|什么|任何|出现|想要|真的|被|遭受|受到|受过)*(?:要|去)?$"
+)
+_NO_WISH = re.compile(r"(?:n't|\bnot|\bnever)(?: \w+){0,4} ?$|不(?:是|想|会|敢|要|愿|愿意)?$")
+_CONTRAST = re.compile(r"\b(?:but|however|though|although|except|yet|until|lately|sometimes)\b|但|可是|不过|然而|只是")
+_LOSS = re.compile(
+    r"\b(?:committed|died (?:by|from|of)|lost .{0,40} to|after (?:his|her|their)|'s) suicide"
+    r"|(?:他|她|朋友|同学|同事|邻居|爸爸?|妈妈?|哥哥?|姐姐?|弟弟?|妹妹?|叔叔?|[爷奶姑姨舅]\w?)[^我,，]{0,8}"
+    r"(?:自杀|跳楼|轻生|上吊)(?:了|身亡|去世|死|离世)"
+)
+_THING = re.compile(
+    r"\b(?:it|this|that|what|grief|reality|life|everything|thought|\
+    sadness|loneliness|wave|ball|car|truck|news|depression|"
+    r"anxiety|panic)(?: (?:really|just|finally|suddenly|always|also|never|has|had))* ?$"
+)
+
+
+def _is_denied(part: str, match: re.Match[str]) -> bool:
+    before, after = _before(part, match), part[match.end() : match.end() + NEAR]
+    if _THING.search(before) and match[0].startswith(("hit", "beat", "kick", "punch", "slap")):
+        return True
+    return _DENIAL.search(before) is not None and _CONTRAST.search(after) is None
+
+
+def _is_a_loss(part: str, match: re.Match[str]) -> bool:
+    """Somebody else's death in the past; what the writer says of their own wishes is found by another match."""
+    nearby = _LOSS.finditer(part, max(match.start() - NEAR, 0), match.end() + NEAR)
+    return any(loss.start() < match.end() and match.start() < loss.end() for loss in nearby)
+
+
+def _before(part: str, match: re.Match[str]) -> str:
+    return part[max(match.start() - NEAR, 0) : match.start()]
+
+
+_SERVICE = patterns(
+    r"""
+    \b(?:hot|help|crisis |life)[ -]?lines?\b|\bcrisis (?:text|cent(?:er|re)|team|service|counsel)|\bsamaritans\b
+    \bemergency (?:\w+ )?(?:number|service|room|department|line|call)s?\b|\ba&e\b|\bambulance\b|\bpolice\b
+    \b(?:988|911|999|112|000|116 ?123|741741|1-?800-?\d{3}-?\d{4})\b|\bnearest hospital\b
+    \b(?:women's|a|the|nearest|domestic violence) (?:shelter|refuge)\b|\brape crisis|\bchild protect
+    \bdomestic (?:violence|abuse) (?:service|advoca|cent|organi|program)
+    热线|急诊|急救|(?<!\d)(?:12356|12338|12355|120|110|400-?161-?9995)(?!\d)|报警|派出所|警察|妇联|庇护所|危机干预
+    """
+)
+_PERSON = patterns(
+    r"""
+    \b(?:doctor|gp|therapist|counsell?or|psychologist|psychiatrist|social worker|professional|hospital|clinic)s?\b
+    \b(?:midwife|nurse|teacher|parents?|mother|mom|mum|father|dad|sister|brother|friend|partner|husband|wife|family)s?\b
+    \b(?:flatmate|roommate|relative)s?\b|\b(?:someone|somebody|person|adult|people) (?:that |whom? )?you trust
+    \btrusted (?:adult|person)
+    医生|医院|心理(?:咨询|老师|中心|科)|咨询师|精神科|辅导员|老师|\
+    班主任|(?:信任|信得过|可靠)的|家人|父母|爸|妈|朋友|室友|身边
+    """
+)
+_TURN_TO = patterns(
+    r"""
+    \b(?:call|tell|talk|speak|see|contact|reach|go|ask|stay|visit|phone|text|let|have|show)\b
+    联系|告诉|找|去|打|叫|陪|说|请|就医
+    """
+)
+_NOW = patterns(
+    r"""
+    \b(?:now|today|tonight|immediately|right away|straight away|at once|urgent\w*|without delay)\b
+    \bas soon as (?:you can|possible)\b|\bthis (?:minute|hour|evening|morning|afternoon|very day)\b
+    现在|马上|立[刻即]|今[天晚]|赶紧|尽快|第一时间
+    """
+)
+_REFUSED = re.compile(
+    r"(?:\bno need|\bneed(?:n't| not)|(?:n't|\bnot) (?:need|have) to|\bdon't|\bdo not|\bnever|\binstead of|\bwithout|"
+    r"\brather than|\bunnecessary)(?: \w+){0,4} ?$|(?:不用|不必|不要|没必要|别|无需|用不着).{0,6}$"
+)
+_DOWNPLAYED = patterns(
+    r"""
+    \b(?:others?|other people|many people|people) (?:have|has|had) it (?:much |far )?worse|\bit could be worse
+    \b(?:it's|it is|is|this is|just|only) (?:just |only )?a phase\b|\bgrow out of (?:it|this)
+    \bget over it\b|\bsnap out of|\bcheer up\b|\bcalm down\b|\bjust (?:relax|think positive)
+    \b(?:don't|do not|stop) be(?:ing)? (?:so )?(?:silly|dramatic|selfish|weak|ridiculous|a baby|sensitive)
+    \b(?:over-?reacting|exaggerating|being dramatic|attention[- ]seeking|(?:want|just)(?:s|ing)? attention)\b
+    \b(?:not|n't) (?:(?:really|that|so|such) )+(?:a )?(?:bad|serious|big|dangerous|deal)\b|\b(?:no|not a) big deal\b
+    \bnothing to worry about\b|\bno need to worry\b|\bdon't (?:really|actually) mean (?:it|that)\b|\bit's nothing\b
+    \beveryone (?:feels|goes through|has) (?:like )?(?:this|that|it|such)\b
+    \bprovoked (?:him|her|it)\b|\bonly because (?:he|she) loves\b|\bthat is selfish\b|\bsuicide is selfish
+    想开(?:一?点|些)|别(?:想太多|多想|矫情|闹|小题大做)|没什么大不了|\
+    不(?:算|是)什么大事|小题大做|太敏感|矫情|懦弱|自私|想不开
+    比你(?:惨|苦|更)|谁(?:没|都)(?:有|会)|至于吗|不至于|忍一?忍(?:就|\
+    吧)|打是亲|家丑|开玩笑(?:的|吧)|过去就好了|太脆弱|坚强一?点
+    """
+)

@@ -1,0 +1,205 @@
+"""Marking of acute risk, and what a reply to a post with risk must hold; all sentences are written for this test."""
+
+from __future__ import annotations
+
+import pytest
+
+from psychecore.curate.risk import find_risk, names_help, plays_down, reply_fault
+
+SUICIDE = [
+    "I want to die.",
+    "Some nights I just want to kill myself.",
+    "Everyone would be better off without me.",
+    "I keep thinking about ending it all.",
+    "I no longer want to live.",
+    "I don't want to be here any more.",
+    "What is the point of living?",
+    "I wish I was dead.",
+    "I wish I wouldn't wake up tomorrow.",
+    "I have been having suicidal thoughts since May.",
+    "I wrote letters and thought about jumping off the bridge.",
+    "Last year I took an overdose, I overdosed on my mother's pills.",
+    "I can't stop thinking about suicide.",
+    "Nobody knows that I am suicidal.",
+    "I have never told anyone that I want to die.",
+    "I never thought about suicide before, but now I do every day.",
+    "My friend says she wants to kill herself. What can I do?",
+    "My son talks about suicide at night.",
+    "I don't want to kill myself.",  # a wish that has to be denied is a sign
+    "I DON’T WANT TO LIVE ANYMORE",
+    "我想自杀。",
+    "活着真没意思，每天都这么累。",
+    "我真的不想活了。",
+    "昨晚站在阳台上想跳下去。",
+    "有时候觉得死了就轻松了。",
+    "我已经写好了遗书。",
+    "我妹妹说她想死，我该怎么办？",
+    "从来没有想过自杀，但是最近总想到死了算了。",
+]
+SELF_HARM = [
+    "I cut myself when it gets too much.",
+    "She has cuts on her arms and won't talk to me.",
+    "I started cutting again last week.",
+    "I self-harm and can't stop.",
+    "When I fail a test I hit myself.",
+    "I burned my arm with a lighter on purpose.",
+    "I cut myself, but I don't want to die.",
+    "I bang my head against the wall.",
+    "难受的时候我会用刀片划自己。",
+    "孩子手臂上有很多划痕，她说是自残。",
+    "我控制不住会用头撞墙。",
+    "我不想死，只是会割自己的手臂。",
+]
+ABUSE = [
+    "My husband hits me when he drinks.",
+    "He slapped me in front of the children.",
+    "My father beat me with a belt as a child.",
+    "I was raped two years ago.",
+    "My uncle touched me in places he shouldn't have.",
+    "He grabbed me by the throat.",
+    "I am afraid of my husband.",
+    "My stepfather gets violent when he is drunk.",
+    "She threatens to hurt me if I leave.",
+    "I live in an abusive relationship.",
+    "他喝了酒就打我。",
+    "小时候被亲戚猥亵过。",
+    "爸爸经常打骂我们。",
+    "丈夫家暴，我不敢离婚。",
+    "他掐我的脖子。",
+]
+NONE = [
+    "I am sad since my dog died.",
+    "I have never thought about suicide.",
+    "I am not suicidal and I sleep well.",
+    "I have no suicidal thoughts.",
+    "My uncle committed suicide when I was ten, and I miss him.",
+    "We lost our neighbour to suicide.",
+    "He has never been physically abusive.",
+    "I was never abused.",
+    "It hit me that I am forty.",
+    "The news hit me hard.",
+    "Grief hits me in waves.",
+    "She beat me at chess.",
+    "He kicked me out of the band.",
+    "I cut my hair and cut down on coffee.",
+    "I cut my hours at work.",
+    "My feet are killing me, and I am dying to see the film.",
+    "My boss is hard on us.",
+    "I am tired of this job.",
+    "My father abuses alcohol.",
+    "I am afraid of my exam.",
+    "I don't want to drown myself in work.",
+    "想死你了，什么时候回来？",
+    "他给我打电话说工作的事。",
+    "我从来没有想过自杀。",
+    "今天累死了，也笑死我了。",
+    "他一直对我冷暴力。",
+    "我打算自己动手做一个书架。",
+    "同学自杀了，我很难过。",
+    "他打了我的电话，我没接到。",
+    "最近工作压力大，睡不好。",
+]
+
+
+@pytest.mark.parametrize(
+    ("post", "kind"),
+    [
+        (post, kind)
+        for kind, posts in (("suicide", SUICIDE), ("self-harm", SELF_HARM), ("abuse", ABUSE))
+        for post in posts
+    ]
+    + [(post, None) for post in NONE],
+)
+def test_posts_are_marked(post: str, kind: str | None) -> None:
+    for text in (post, f"It has been a long year. {post} Thank you for reading.", f"说来话长。\n{post}\n谢谢。"):
+        risk = find_risk(text)
+        assert (risk.kind if risk else None) == kind, risk
+
+
+def test_the_gravest_risk_names_the_post_and_the_evidence_is_its_words() -> None:
+    risk = find_risk("My husband hits me. I cut my arms. Now I want to die.")
+    assert risk is not None
+    assert risk == ("suicide", "want to die")
+
+
+def test_a_denial_in_one_sentence_does_not_hide_the_next() -> None:
+    risk = find_risk("I have never been suicidal. But I think everyone would be better off without me.")
+    assert risk is not None
+    assert risk.evidence == "better off without me"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Please call a crisis line.",
+        "If it gets worse, dial 988 at once.",
+        "Go to the nearest emergency department.",
+        "A domestic violence service can plan this with you.",
+        "Tell your sister today what happened.",
+        "Please talk to your doctor now.",
+        "Stay with someone you trust tonight and ask them not to leave.",
+        "请现在就拨打12356。",
+        "今天就告诉辅导员。",
+        "马上联系你信任的人，请他陪着你。",
+        "他再动手就报警。",
+    ],
+)
+def test_replies_that_name_help(reply: str) -> None:
+    assert names_help(f"That sounds hard. {reply} I am glad that you wrote.")
+    assert reply_fault(reply) is None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Go for a walk and write down three good things.",
+        "You could see a therapist some day.",  # names nobody to turn to now
+        "Spend time with friends.",
+        "You don't need to call a hotline.",
+        "There is no need to call the police.",
+        "Now try to sleep.",
+        "不用打热线，多运动。",
+        "多和朋友聊聊天，早点睡觉。",
+        "",
+    ],
+)
+def test_replies_that_name_none(reply: str) -> None:
+    assert not names_help(reply)
+    fault = reply_fault(reply)
+    assert fault is not None
+    assert fault[0] == "risk_without_help"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "It is just a phase.",
+        "Other people have it worse.",
+        "Don't be so dramatic.",
+        "You are overreacting.",
+        "It's not that bad.",
+        "Cheer up!",
+        "There is nothing to worry about.",
+        "He does it only because he loves you.",
+        "想开点。",
+        "这没什么大不了的。",
+        "为了孩子忍忍吧，别小题大做。",
+        "你太敏感了。",
+    ],
+)
+def test_playing_down_is_found_and_help_beside_it_does_not_excuse_it(reply: str) -> None:
+    assert plays_down(reply)
+    fault = reply_fault(f"{reply} Call a crisis line now. 现在就拨打12356。")
+    assert fault is not None
+    assert fault[0] == "risk_played_down"
+
+
+def test_a_long_text_is_searched_in_linear_time() -> None:
+    import time
+
+    started = time.perf_counter()
+    assert find_risk("I am not ready to talk about my friend who was there when 我打了个电话给他 " * 4000) is None
+    assert find_risk("never thought about suicide and " * 10_000) is None
+    names_help("call tell talk doctor " * 20_000)
+    plays_down("not really that so such " * 20_000)
+    assert time.perf_counter() - started < 20
