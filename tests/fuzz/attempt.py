@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TypeVar
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))  # few in continuous integration, many under `make fuzz`
 
 T = TypeVar("T")
 

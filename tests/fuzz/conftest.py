@@ -1,14 +1,13 @@
-"""How many examples: few in continuous integration, many under `make fuzz` (FUZZ_EXAMPLES=20000)."""
+"""How hypothesis searches here: as many examples as FUZZ_EXAMPLES says, and no deadline on a busy machine."""
 
 from __future__ import annotations
 
-import os
-
+from attempt import EXAMPLES
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "fuzz",
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")),
+    max_examples=EXAMPLES,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )

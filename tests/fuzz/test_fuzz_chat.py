@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attempt import attempt
+from attempt import EXAMPLES, attempt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +35,7 @@ def controls(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     return [i for i in ids if i in tokenizer.special_ids]
 
 
-@settings(max_examples=40)
+@settings(max_examples=EXAMPLES * 2 // 5)
 @given(data=st.data())
 def test_contents_of_any_roles_never_become_control_tokens(folder: Path, data: st.DataObject) -> None:
     tokenizer = tokenizer_of(folder)

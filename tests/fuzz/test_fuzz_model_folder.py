@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
-from attempt import attempt
+from attempt import EXAMPLES, attempt
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -80,7 +80,7 @@ def test_the_undamaged_folder_loads(folder: Path) -> None:
     assert pc.load_model(folder).config.layers == 1
 
 
-@settings(max_examples=300)
+@settings(max_examples=EXAMPLES * 3)
 @given(changes=st.dictionaries(st.sampled_from(sorted(LLAMA)), VALUES | ROPES, max_size=4), rope=st.none() | ROPES)
 @example(changes={}, rope={"rope_type": "llama3", "factor": 2.0})
 @example(changes={}, rope={"rope_type": "yarn", "factor": 10**400})
