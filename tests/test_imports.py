@@ -22,10 +22,11 @@ ALLOWED: dict[str, list[str]] = {
     "rollout": ["model", "data", "text"],
     "reward": ["data", "text"],
     "train": ["model", "data", "text", "rollout.trajectory", "runtime", "durable"],
-    "curate": ["data", "text", "durable"],
-    "curate.generator": ["data", "text", "durable", "model", "rollout"],
-    "curate.rationale": ["data", "text", "durable", "reward.answer"],  # an answer is read as the reward reads it
-    "curate.select": ["data", "text", "durable", "reward.answer"],  # and so is who is right
+    "curate": ["data", "text", "durable", "untrusted"],
+    "curate.generator": ["data", "text", "durable", "model", "rollout", "untrusted"],
+    # an answer is read as the reward reads it
+    "curate.rationale": ["data", "text", "durable", "reward.answer", "untrusted"],
+    "curate.select": ["data", "text", "durable", "reward.answer", "untrusted"],  # and so is who is right
     "evaluate": ["data", "text", "rollout", "reward"],
     "runtime": [],
     "untrusted": [],

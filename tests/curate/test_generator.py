@@ -1,36 +1,68 @@
-"""The local generator: a reply depends on its request alone, and the real model answers."""
+"""Local generators: the same request gives the same reply, whatever else is asked, and replies are told by chunks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
-from psychecore.curate.generator import LocalGenerator, Request
+from psychecore.curate.generator import LocalGenerator, Reply, Request
 
 
-def ask(*texts: str, **options: Any) -> list[Request]:
-    return [Request([{"role": "user", "content": text}], **options) for text in texts]
+def ask(
+    *texts: str, max_new_tokens: int = 8, temperature: float = 0.0, seed: int = 0, sample: int = 0
+) -> list[Request]:
+    return [Request([{"role": "user", "content": text}], max_new_tokens, temperature, seed, sample) for text in texts]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_local_reply_depends_on_its_request_alone(temperature: float, smollm2_folder: Path) -> None:
-    local = LocalGenerator(str(smollm2_folder), slots=2)
-    requests = ask("Name a colour.", "Name a city.", "Count to three.", max_new_tokens=5, temperature=temperature)
+def test_a_reply_depends_on_its_request_alone(temperature: float, workplace: Path) -> None:
+    local = LocalGenerator(str(workplace / "model"), slots=3)
+    requests = [
+        request
+        for length, seed in ((8, 0), (5, 0), (8, 1))
+        for request in ask("one", "two", "three and more", max_new_tokens=length, temperature=temperature, seed=seed)
+    ]
     together = local.generate(requests)
     alone = [local.generate([request])[0] for request in reversed(requests)]
     assert [reply.text for reply in together] == [reply.text for reply in alone[::-1]]
-    assert [reply.logprob for reply in together] == pytest.approx([reply.logprob for reply in alone[::-1]], abs=1e-3)
+    assert [reply.logprob for reply in together] == pytest.approx([reply.logprob for reply in alone[::-1]], abs=1e-4)
+    assert all(reply.logprob is not None and reply.logprob < 0 for reply in together)
     if temperature:
-        samples = local.generate([Request(requests[0].messages, 5, 1.0, sample=n) for n in range(5)])
-        assert len({reply.text for reply in samples}) > 1
+        texts = [local.generate(ask("one", temperature=1.0, seed=s, sample=n))[0].text for s in (0, 1) for n in (0, 1)]
+        assert len(set(texts)) > 1
 
 
-def test_the_real_model_answers_and_what_is_too_long_gets_no_text(smollm2_folder: Path) -> None:
-    local = LocalGenerator(str(smollm2_folder), max_length=200)
-    short, long = local.generate(ask("What is the capital of France?", "word " * 300, max_new_tokens=12))
-    assert "Paris" in short.text
-    assert short.logprob is not None
-    assert short.logprob < 0
-    assert (long.text, long.logprob) == ("", None)
+def test_replies_are_told_chunk_by_chunk(workplace: Path) -> None:
+    local = LocalGenerator(str(workplace / "model"), slots=1)
+    heard: list[list[int]] = []
+    local.generate_each(ask(*map(str, range(9))), lambda replies: heard.append(sorted(replies)))
+    assert heard == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+
+
+def test_a_request_too_long_for_the_model_has_an_empty_reply(workplace: Path) -> None:
+    local = LocalGenerator(str(workplace / "model"), max_length=64)
+    replies: dict[int, Reply] = {}
+
+    def keep(some: Mapping[int, Reply]) -> None:
+        replies.update(some)
+
+    local.generate_each(ask("short", "long " * 100, "short"), keep)
+    assert replies[1] == Reply("", None)
+    assert replies[0] == replies[2]
+    assert replies[0].logprob is not None
+
+
+def test_the_identity_is_that_of_the_weights_and_the_dtype(workplace: Path, smollm2_folder: Path) -> None:
+    model = str(workplace / "model")
+    assert LocalGenerator(model, name="a").identity == LocalGenerator(model, name="b").identity
+    assert LocalGenerator(model, dtype=torch.bfloat16).identity != LocalGenerator(model).identity
+    assert LocalGenerator(str(smollm2_folder)).identity != LocalGenerator(model).identity
+    assert LocalGenerator(model).name == "model"
+
+
+def test_the_real_model_answers(smollm2_folder: Path) -> None:
+    (reply,) = LocalGenerator(str(smollm2_folder)).generate(ask("What is the capital of France?", max_new_tokens=12))
+    assert "Paris" in reply.text
