@@ -12,10 +12,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from psychecore.curate.dedupe import dedupe
-
 from psychecore.curate.assemble import Sources, assemble
 from psychecore.curate.clean import Clean
+from psychecore.curate.dedupe import dedupe
 from psychecore.curate.dialogue import Dialogue, DialogueConfig
 from psychecore.curate.divide import DivideConfig, divide
 from psychecore.curate.generator import Reply, Request
