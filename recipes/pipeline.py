@@ -9,6 +9,7 @@ Each stage is a process of its own (torchrun where `processes` is above 1), and 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from grpo import GrpoRecipe
 from sft import SftRecipe
 
 from psychecore.durable import replace_file
+from psychecore.runtime import SIGNALS
 
 RECIPES = Path(__file__).resolve().parent
 
@@ -93,16 +95,24 @@ def run_stage(name: str, config: SftRecipe | GrpoRecipe, options: PipelineOption
     launcher = [sys.executable]
     if options.processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.processes)]
-    # a session of its own: a Ctrl-C then reaches the stage once, from here
-    stage = subprocess.Popen([*launcher, str(RECIPES / f"{name}.py"), "--config", str(preset)], start_new_session=True)
     received: list[int] = []
+    stages: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, frame: Any) -> None:
         received.append(number)
-        stage.send_signal(number)
+        for stage in stages:
+            stage.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    # torchrun kills its ranks 30 s after a signal, where a step may take longer
+    environment = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(60 * config.run.timeout_minutes))}
     try:
+        # a session of its own: a Ctrl-C then reaches the stage once, from here
+        command = [*launcher, str(RECIPES / f"{name}.py"), "--config", str(preset)]
+        stage = subprocess.Popen(command, start_new_session=True, env=environment)
+        stages.append(stage)
+        if received:
+            stage.send_signal(received[0])
         code = stage.wait()
     finally:
         for number, handler in before.items():
