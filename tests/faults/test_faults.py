@@ -145,7 +145,7 @@ def test_a_model_or_data_that_changed_between_runs_is_named(what: str, server: A
         path = tmp_path / "model" / "tokenizer_config.json"
         path.write_text(path.read_text() + " ")
     elif what == "file added":
-        (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages }}")
+        (tmp_path / "model" / "added.json").write_text("{}")
     else:
         rows = (tmp_path / "sft.jsonl").read_text().splitlines(keepends=True)
         (tmp_path / "sft.jsonl").write_text("".join(rows[:1] + rows[2:] + rows[1:2]))
