@@ -228,6 +228,7 @@ def test_what_divide_and_assemble_really_write_is_understood(tmp_path: Path) -> 
     assert final.lengths["reply of a dialogue", "en"] == Counter({2: 1})
     assert final.lengths["worked answer", "en"].total() == easy
     assert divided.lengths["question", "en"].total() == 30
+    assert ("question", "en") not in final.lengths  # only the hard ones are questions still
     matrix = data.selectors.sets
     assert sum((sets for sets in matrix.values()), Counter()) == Counter(sft=easy, grpo=30 - easy)
     assert set(data.selectors.kappa) == {("m", "n")}
