@@ -4,10 +4,13 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
+FUZZ_VENV := .venv-fuzz
+FUZZ_SECONDS ?= 120
+FUZZ_EXAMPLES ?= 5000
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow faults clean
+.PHONY: help demo test test-slow faults fuzz audit clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,10 +19,11 @@ demo: $(VENV)/.installed-demo ## from a fresh clone to a reward that rises: fetc
 	$(RUN) recipes/demo_model.py
 	$(RUN) recipes/pipeline.py --config recipes/presets/demo.toml
 
-test: $(VENV)/.installed-test ## ruff, mypy, pytest, and the demo cut to a few steps
+test: $(VENV)/.installed-test ## ruff, mypy, bandit, pytest, and the demo cut to a few steps
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m bandit -q -c pyproject.toml -r psychecore kernels recipes benchmarks
 	$(RUN) recipes/demo_model.py
 	$(RUN) -m pytest
 	rm -rf runs/smoke
@@ -33,6 +37,19 @@ faults: $(VENV)/.installed-test ## kill -9 at 100 random moments, and every othe
 	$(RUN) recipes/demo_model.py
 	KILLS=100 $(RUN) -m pytest tests/faults --durations=5 -s
 
+# atheris instruments the code that it runs, so it has a venv of its own; a finding ends the target with its input's file.
+fuzz: $(FUZZ_VENV)/.installed ## look for inputs that break a promise of SECURITY.md: FUZZ_SECONDS for each surface
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(FUZZ_VENV)/bin/python -m pytest tests/fuzz
+	mkdir -p runs/fuzz
+	for target in answers rows preset template folder weights chat; do \
+	  $(FUZZ_VENV)/bin/python tests/fuzz/atheris_targets.py $$target \
+	    -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=runs/fuzz/$$target- -print_final_stats=1 || exit 1; \
+	done
+
+audit: $(VENV)/.installed-test ## ask PyPI's advisory database about the pinned versions (needs the real pypi.org)
+	$(RUN) -m pip install --disable-pip-version-check $(PIP_ARGS) pip-audit
+	$(RUN) -m pip_audit --strict --no-deps --disable-pip -r constraints.txt
+
 clean: ## remove build products and caches; .venv, .models and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
@@ -40,6 +57,11 @@ clean: ## remove build products and caches; .venv, .models and runs stay
 # The stamps lie inside .venv, so they go when it goes; a changed setup.py or constraints.txt installs anew.
 $(VENV)/.installed-%: setup.py pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(RUN) -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[$*]'
+	touch $@
+
+$(FUZZ_VENV)/.installed: setup.py constraints.txt
+	$(PYTHON) -m venv $(FUZZ_VENV)
+	$(FUZZ_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test]' atheris
 	touch $@
 
 $(VENV)/pyvenv.cfg:

@@ -7,23 +7,27 @@ Ranges are what the code needs; constraints.txt holds the versions that it is te
 from setuptools import find_packages, setup
 
 GGUF = "gguf>=0.17"
+DATASKETCH = "datasketch>=1.6"
 # An oracle in tests and a peer in benchmarks, never imported by psychecore; 4.51 is the first with Qwen3.
 TRANSFORMERS = "transformers>=4.51"
 
 EXTRAS = {
-    "demo": [GGUF],
+    "demo": [DATASKETCH, GGUF],
     "test": [
+        "bandit>=1.8",
+        DATASKETCH,
         GGUF,
         "hypothesis>=6.100",
         "mypy>=1.10",
         "pytest>=8",
         "ruff>=0.6",
+        "selenium>=4.30",  # drives Debian's chromium over the pages of psychecore/curate; those tests skip without it
         "setuptools>=77",  # a fresh .venv has none from Python 3.12 on, and tests/test_packaging.py builds a wheel
         TRANSFORMERS,
         "triton>=3.4; platform_system == 'Linux'",  # the interpreter tests need it where torch is a CPU build
     ],
     "eval": ["jieba>=0.42", "nltk>=3.8", "rouge-chinese>=1.0.3"],
-    "curate": ["datasketch>=1.6"],
+    "curate": [DATASKETCH],
     "report": ["tensorboard>=2.16"],
     "bench": [GGUF, "llama-cpp-python>=0.3", TRANSFORMERS, "trl>=0.20"],
     "flash": ["flash-attn>=2.8"],
@@ -36,7 +40,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["psychecore", "psychecore.*"]), "psychecore.kernels"],
     package_dir={"psychecore.kernels": "kernels"},
-    package_data={"psychecore": ["py.typed"]},
+    package_data={"psychecore": ["py.typed", "curate/*.html"]},
     install_requires=[
         "torch>=2.7",
         "huggingface-hub>=0.30",

@@ -50,6 +50,13 @@ def remove_folder(target: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
+def tidy(folder: Path) -> None:
+    """Remove what a process that was killed left half-written or half-removed in a folder."""
+    for pattern in (".*.partial", ".*.old"):
+        for left in folder.glob(pattern):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
 def sync_file(path: Path) -> None:
     """Flush a file to disk."""
     with open(path, "rb") as file:

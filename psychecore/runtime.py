@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -52,15 +52,9 @@ class Runtime:
         """A stretch of work that must end within the time-out; an error in it, or a lost rank, is told by its name."""
         self.watch.enter(name)
         try:
-            yield
-        except RuntimeError as error:
-            if self.world_size > 1 and _is_network_error(error):
-                reason = str(error).strip().splitlines()[0]
-                raise PeerError(
-                    f"rank {self.rank}, phase {name!r}: another rank is gone or stuck ({reason:.200}). The run "
-                    "continues from its last checkpoint when started again"
-                ) from error
-            error.add_note(f"(rank {self.rank}, phase {name!r})")
+            with _naming_the_network(f"rank {self.rank}, phase {name!r}") if self.world_size > 1 else nullcontext():
+                yield
+        except PeerError:
             raise
         except Exception as error:
             error.add_note(f"(rank {self.rank}, phase {name!r})")
@@ -167,24 +161,48 @@ def runtime(device: str = "auto", timeout_minutes: float = 60.0) -> Iterator[Run
     place = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(place)
+    if world_size > 1:
+        timeout = timedelta(minutes=timeout_minutes)
+        with _naming_the_network(f"rank {rank}, joining the others"):
+            store, rank, world_size = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
+            # torchrun keeps one store over its restarts, in which the addresses of dead ranks still stand
+            store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            # gloo beside nccl: plain numbers, and what lies in host memory (CPU offload)
+            backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     watch = Watch(rank, 60 * timeout_minutes)
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, watch.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    if world_size > 1:
-        timeout = timedelta(minutes=timeout_minutes)
-        # gloo beside nccl: plain numbers, and what lies in host memory (CPU offload)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timeout)
     try:
-        yield Runtime(rank, world_size, place, watch)
-        if world_size > 1:
-            dist.barrier()
+        with _naming_the_network(f"rank {rank}, between phases"):
+            yield Runtime(rank, world_size, place, watch)
+            if world_size > 1:
+                dist.barrier()
     finally:
         sys.stdout.flush()
         if world_size > 1:
             dist.destroy_process_group()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _naming_the_network(where: str) -> Iterator[None]:
+    """A lost connection becomes a PeerError that says where this rank was; other errors pass."""
+    try:
+        yield
+    except PeerError:
+        raise
+    except RuntimeError as error:
+        words = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe", "remote worker")
+        if not isinstance(error, dist.DistError) and not any(word in str(error).lower() for word in words):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise PeerError(
+            f"{where}: another rank is gone or stuck ({reason:.200}). The run continues from its last checkpoint when "
+            "started again"
+        ) from error
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
@@ -233,11 +251,6 @@ def gather_json(value: Any, device: torch.device) -> list[Any]:
     padded[: payload.numel()] = payload
     parts = _gather(padded)
     return [json.loads(bytes(part[:n].cpu().numpy())) for part, n in zip(parts, lengths, strict=True)]
-
-
-def _is_network_error(error: RuntimeError) -> bool:
-    words = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe")
-    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
 
 def _gather(tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -30,11 +30,13 @@ T = TypeVar("T")
 MISSING = dataclasses.MISSING
 
 
-def load_config(cls: type[T], argv: Sequence[str], description: str | None, table: str | None = None) -> T:
+def load_config(
+    cls: type[T], argv: Sequence[str], description: str | None, table: str | None = None, skip: Sequence[str] = ()
+) -> T:
     """Build `cls` from `--config FILE` and `--section.key value` flags; `--help` prints every option and exits.
 
-    A file that holds the table [table] is read from there, so that one preset can describe several recipes. Raises
-    ValueError naming the file or flag, the value, and the nearest valid key.
+    A file that holds the table [table] is read from there, so that one preset can describe several recipes; tables
+    named in `skip` are another recipe's. Raises ValueError naming the file or flag, the value, and the nearest key.
     """
     if "--help" in argv or "-h" in argv:
         print(help_text(cls, description))
@@ -43,7 +45,7 @@ def load_config(cls: type[T], argv: Sequence[str], description: str | None, tabl
     flags = list(_flags(argv))
     for name, value in flags:
         if name == "config":
-            values = _read_toml(value, table)
+            values = {key: part for key, part in _read_toml(value, table).items() if key not in skip}
             _check_keys(cls, values, "", value)
     for name, value in flags:
         if name != "config":
@@ -97,13 +99,15 @@ def _flags(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     items = iter(argv)
     for item in items:
         if not item.startswith("--") or len(item) == 2:
-            raise ValueError(f"argument {item!r} is no option; options look like --section.key value (see --help)")
+            raise ValueError(f"argument {item!r:.80} is no option; options look like --section.key value (see --help)")
         name, equals, value = item[2:].partition("=")
         if not equals:
             following = next(items, None)
             if following is None:
-                raise ValueError(f"option --{name} needs a value")
+                raise ValueError(f"option --{name:.80} needs a value")
             value = following
+        if any("\ud800" <= char <= "\udfff" for char in name + value):  # bytes of the command line that are no UTF-8
+            raise ValueError(f"option --{name!r:.80} has the value {value!r:.80}, which is no Unicode text")
         yield name, value
 
 
@@ -111,10 +115,13 @@ def _read_toml(path: str, table: str | None) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             values = tomllib.load(file)
+        repr(values)  # fails on a number that is too long to be named in a message
     except FileNotFoundError:
         raise FileNotFoundError(f"config file {path!r} does not exist") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ValueError(f"config file {path!r}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"config file {path!r}: it is nested too deeply") from None
+    except (ValueError, OSError) as error:  # ValueError: what is no TOML, no UTF-8, or a number of 5,000 digits
+        raise ValueError(f"config file {path!r:.200}: {error!s:.200}") from None
     if table is not None and isinstance(values.get(table), dict):
         return dict(values[table])
     return values
@@ -124,17 +131,17 @@ def _check_keys(cls: type, values: dict[str, Any], prefix: str, source: str) -> 
     kinds = typing.get_type_hints(cls)
     for key, value in values.items():
         if key not in kinds:
-            raise ValueError(f"{source}: unknown key {prefix + key!r}{_nearest(key, list(kinds))}")
+            raise ValueError(f"{source}: unknown key {prefix + key!r:.80}{_nearest(key, list(kinds))}")
         if dataclasses.is_dataclass(kinds[key]):
             if not isinstance(value, dict):
-                raise ValueError(f"{source}: {prefix + key} is {value!r}, but must be a table")
+                raise ValueError(f"{source}: {prefix + key} is {value!r:.80}, but must be a table")
             _check_keys(typing.cast(type, kinds[key]), value, f"{prefix}{key}.", source)
 
 
 def _set_flag(cls: type, values: dict[str, Any], name: str, text: str) -> None:
     kinds = {path: kind for path, _, kind, _ in _leaves(cls)}
     if name not in kinds:
-        raise ValueError(f"unknown option --{name}{_nearest(name, list(kinds), '--')}")
+        raise ValueError(f"unknown option --{name:.80}{_nearest(name, list(kinds), '--')}")
     *sections, key = name.split(".")
     for section in sections:
         values = values.setdefault(section, {})
@@ -183,7 +190,7 @@ def _parse(text: str, kind: Any, path: str) -> Any:
     first = options[0]
     if first is bool:
         if text not in ("true", "false"):
-            raise ValueError(f"option --{path} is {text!r}, but must be true or false")
+            raise ValueError(f"option --{path} is {text!r:.80}, but must be true or false")
         return text == "true"
     if typing.get_origin(first) is tuple:
         return [part for part in text.split(",") if part]
@@ -191,12 +198,14 @@ def _parse(text: str, kind: Any, path: str) -> Any:
         try:
             return first(text)
         except ValueError:
-            raise ValueError(f"option --{path} is {text!r}, but must be {_type_name(kind)}") from None
+            raise ValueError(f"option --{path} is {text!r:.80}, but must be {_type_name(kind)}") from None
     return text
 
 
 def _convert(value: Any, kind: Any, path: str) -> Any:
     """A TOML value as a value of `kind`. Raises ValueError where it does not fit."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"option --{path} is an integer beyond 64 bits")
     for option in _alternatives(kind):
         if option is type(None) and (value is None or value == "none"):
             return None
@@ -212,7 +221,7 @@ def _convert(value: Any, kind: Any, path: str) -> Any:
             return float(value)
         if option in (int, str, bool) and type(value) is option:
             return value
-    raise ValueError(f"option --{path} is {value!r}, but must be {_type_name(kind)}")
+    raise ValueError(f"option --{path} is {value!r:.80}, but must be {_type_name(kind)}")
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
@@ -270,7 +279,7 @@ def _type_name(kind: Any) -> str:
 
 
 def _nearest(key: str, valid: list[str], dashes: str = "") -> str:
-    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(key[:80], valid, n=1, cutoff=0.4)
     return f"; did you mean {dashes}{close[0]}?" if close else f"; valid are {', '.join(dashes + k for k in valid)}"
 
 

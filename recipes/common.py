@@ -14,7 +14,7 @@ import torch
 from psychecore.data.prompts import question_messages
 from psychecore.data.records import Question, read_questions
 from psychecore.data.stream import share
-from psychecore.durable import digest, replace_file
+from psychecore.durable import digest, replace_file, tidy
 from psychecore.evaluate.choice import ChoiceReport, score_choice
 from psychecore.model.decoder import Decoder
 from psychecore.model.pretrained import HUB_FILES, load_model
@@ -152,6 +152,8 @@ def open_run_folder(folder: Path, config_text: str, runtime: Runtime) -> None:
     with runtime.together("creating the run folder"):
         if runtime.first:
             folder.mkdir(parents=True, exist_ok=True)
+            tidy(folder)
+            tidy(folder / "reference")
             replace_file(path, [config_text])
 
 

@@ -24,7 +24,7 @@ CALLS = [
     Call("quality", 448, 120, f"{PROMPTS} (403 questions with passages); reply assumed: 4 lines of 30"),
     Call("rationale", 154, 350, f"{PROMPTS} (403 questions); reply assumed"),
     Call("proposal", 611, 80, f"{PROMPTS} (403 questions, 261) and a rationale of 350, assumed; reply assumed"),
-    Call("dialogue", 467, 160, "post and reply measured (51 posts, 112 and 105), instruction of 250 and reply assumed"),
+    Call("dialogue", 350, 160, f"{PROMPTS} (51 posts with replies), one attempt, no judge; reply assumed"),
     Call("select", 98, 350, f"{PROMPTS} (403 questions); reply assumed"),
 ]
 SHAPES = [  # config.json of Qwen/Qwen2.5-*-Instruct

@@ -39,6 +39,7 @@ from common import (
     resume,
     steps_of,
 )
+from planning import warn_if_too_large
 
 from psychecore.data.prompts import question_messages
 from psychecore.data.records import Question, read_questions
@@ -133,6 +134,7 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
     inputs = hash_inputs(model_folder, [config.data.train, *map(Path, config.evaluation.files)], runtime)
 
     total_steps = steps_of(config.run, len(questions), train.prompts_per_step)
+    warn_if_too_large(config, runtime)
     policy = load_policy(config.model, config.sharding, runtime)
     optimizer = Optimizer(policy, config.optimizer, total_steps * train.mini_batches)
     run = config.run

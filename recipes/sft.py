@@ -33,6 +33,7 @@ from common import (
     resume,
     steps_of,
 )
+from planning import warn_if_too_large
 from tqdm import tqdm
 
 from psychecore.data.records import Conversation, read_conversations
@@ -83,6 +84,7 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
     inputs = hash_inputs(model_folder, [config.data.train, *map(Path, config.evaluation.files)], runtime)
 
     total_steps = steps_of(config.run, len(rows), config.train.batch_size)
+    warn_if_too_large(config, runtime)
     policy = load_policy(config.model, config.sharding, runtime)
     optimizer = Optimizer(policy, config.optimizer, total_steps)
     run = config.run

@@ -15,20 +15,23 @@ REPO = Path(__file__).resolve().parents[1]
 ALLOWED: dict[str, list[str]] = {
     "kernels": [],
     "durable": [],
-    "model": ["durable"],
+    "model": ["durable", "untrusted"],
     "model.fused": ["kernels"],
-    "text": [],
-    "data": ["text", "durable"],
+    "text": ["untrusted"],
+    "data": ["text", "durable", "untrusted"],
     "rollout": ["model", "data", "text"],
     "reward": ["data", "text"],
     "train": ["model", "data", "text", "rollout.trajectory", "runtime", "durable"],
-    "curate": ["data", "text", "durable"],
-    "curate.generator": ["data", "text", "durable", "model", "rollout"],
-    "curate.rationale": ["data", "text", "durable", "reward.answer"],  # an answer is read as the reward reads it
-    "curate.select": ["data", "text", "durable", "reward.answer"],  # and so is who is right
+    "curate": ["data", "text", "durable", "untrusted"],
+    "curate.generator": ["data", "text", "durable", "model", "rollout", "untrusted"],
+    # an answer is read as the reward reads it
+    "curate.rationale": ["data", "text", "durable", "reward.answer", "untrusted"],
+    "curate.select": ["data", "text", "durable", "reward.answer", "untrusted"],  # and so is who is right
     "evaluate": ["data", "text", "rollout", "reward"],
     "runtime": [],
+    "untrusted": [],
 }
+SINGLE_FILES = ("runtime", "durable", "untrusted")
 FRAMEWORKS = {"transformers", "trl", "accelerate", "datasets", "deepspeed", "peft"}
 OUTSIDE = {"recipes", "tests", "benchmarks"}
 PRODUCT = {"psychecore": "psychecore", "kernels": "psychecore.kernels", "recipes": "recipes"}  # folder: import name
@@ -97,7 +100,7 @@ def write(root: Path, path: str, line: str) -> None:
     """A tree under `root` with a file of every row of the table, and `line` in the file at `path`."""
     modules = ["kernels/__init__.py", "recipes/grpo.py", "psychecore/__init__.py", "psychecore/rollout/sampler.py"]
     for row in ALLOWED.keys() - {"kernels"}:
-        is_file = "." in row or row in ("runtime", "durable")
+        is_file = "." in row or row in SINGLE_FILES
         modules.append(f"psychecore/{row.replace('.', '/')}" + (".py" if is_file else "/__init__.py"))
     for module in modules:
         (root / module).parent.mkdir(parents=True, exist_ok=True)

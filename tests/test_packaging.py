@@ -39,6 +39,10 @@ def test_the_wheel_holds_the_library_the_kernels_and_the_typing_mark(wheel: Path
         for path in (REPO / folder).rglob("*.py")
     }
     assert "psychecore/py.typed" in names
+    assert {name for name in names if name.endswith(".html")} == {
+        path.relative_to(REPO).as_posix() for path in (REPO / "psychecore").rglob("*.html")
+    }
+    assert "psychecore/curate/review.html" in names
     assert {name.split("/")[0] for name in names} == {"psychecore"}
 
 

@@ -82,8 +82,8 @@ def collect(generator: Announcing, requests: Sequence[Request]) -> list[Reply]:
 class LocalGenerator:
     """A Hugging Face folder or hub id, sampled on this machine.
 
-    Requests of equal length limit, temperature and seed run together, `chunk` at a time on `slots` sequences; a chunk is
-    what a kill can cost. The random numbers of a sample depend on its request alone. Its text may still depend on its
+    Requests of equal length limit, temperature and seed run together, `chunk` at a time on `slots` sequences; a kill
+    can cost a chunk. The random numbers of a sample depend on its request alone. Its text may still depend on its
     neighbours in the chunk where two tokens are equally likely to rounding. The weights are loaded with the first
     request. Raises FileNotFoundError or ValueError as load_model does.
     """

@@ -24,7 +24,8 @@ class SelectConfig:
 
     samples: answers of each selector to each question; more than one needs a temperature. temperature: 0 is greedy.
     max_new_tokens: an answer that is longer is cut, and then mostly unreadable, so wrong. seed: of the sampling.
-    keep_characters: of each answer's text, the last so many after its thinking stay in the row.
+    keep_characters: of each answer's text after its thinking so many stay in the row, half of its beginning and half of
+    its end.
     """
 
     samples: int = 1
@@ -114,6 +115,7 @@ class SelectStage:
 
     def _answer(self, question: Question, reply: Reply) -> dict[str, Any]:
         letters = parse_answer(reply.text, "".join(question.options)).letters
-        text = reply.text.rpartition(CLOSE)[2].strip()
-        kept = text[max(len(text) - self.config.keep_characters, 0) :]
-        return {"text": kept, "letters": letters, "right": letters == question.answer}
+        text, keep = reply.text.rpartition(CLOSE)[2].strip(), self.config.keep_characters
+        if len(text) > keep:  # an answer may be stated at its beginning or at its end
+            text = f"{text[: keep - keep // 2]} … {text[len(text) - keep // 2 :]}"
+        return {"text": text, "letters": letters, "right": letters == question.answer}

@@ -15,8 +15,10 @@ from typing import Any, Literal, TypeVar
 
 from psychecore.durable import replace_file
 from psychecore.text.chat import Message, check_messages
+from psychecore.untrusted import parse_json
 
 LETTERS = "ABCDEFGHIJ"
+MAX_LINE = 64_000_000  # bytes; a row of a million tokens has about 4 million
 KINDS = ("single", "multiple")
 LANGUAGES = ("zh", "en")
 
@@ -46,23 +48,25 @@ class Question:
         options = _get(row, "options", dict)
         letters = "".join(options)
         if len(options) < 2 or letters != LETTERS[: len(options)]:
-            raise ValueError(f"options are lettered {letters!r}, but must be 2 to {len(LETTERS)}: 'AB', 'ABC', ...")
+            raise ValueError(f"options are lettered {letters!r:.80}, but must be 2 to {len(LETTERS)}: 'AB', 'ABC', ...")
         for letter, text in options.items():
             if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"option {letter} is {text!r}, but must be a non-empty text")
+                raise ValueError(f"option {letter} is {text!r:.80}, but must be a non-empty text")
         answer, kind = _get(row, "answer", str), _get(row, "kind", str)
         if kind not in KINDS:
-            raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}")
+            raise ValueError(f"kind is {kind!r:.80}, but must be one of {', '.join(KINDS)}")
         for letter in answer:
             if letter not in options:
-                raise ValueError(f"answer {answer!r} names option {letter}, but the question has A-{letters[-1]}")
+                raise ValueError(
+                    f"answer {answer!r:.80} names option {letter!s:.80}, but the question has A-{letters[-1]}"
+                )
         if not answer or answer != "".join(sorted(set(answer))):
-            raise ValueError(f"answer is {answer!r}, but must be one or more letters in order, each once")
+            raise ValueError(f"answer is {answer!r:.80}, but must be one or more letters in order, each once")
         if kind == "single" and len(answer) != 1:
             raise ValueError(f"answer is {answer!r}, but a question of kind 'single' has one right letter")
         language = row.get("language", "en")
         if language not in LANGUAGES:
-            raise ValueError(f"language is {language!r}, but must be one of {', '.join(LANGUAGES)}")
+            raise ValueError(f"language is {language!r:.80}, but must be one of {', '.join(LANGUAGES)}")
         return cls(
             id=_get(row, "id", str),
             question=_get(row, "question", str),
@@ -126,15 +130,18 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object) of a UTF-8 JSONL file; blank lines are skipped.
 
-    Raises FileNotFoundError, or ValueError with file and line for what is not UTF-8, JSON or an object.
+    Raises FileNotFoundError, or ValueError with file and line for what is not UTF-8, JSON or an object, for equal keys
+    in one object, NaN, lone surrogates, and lines of more than MAX_LINE bytes.
     """
     with open(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
+            if len(raw) > MAX_LINE:
+                raise ValueError(f"{path} line {number}: longer than {MAX_LINE:,} bytes")
             if not raw.strip():
                 continue
             try:
-                row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+                row = parse_json(raw.decode("utf-8-sig" if number == 1 else "utf-8"), unique_keys=True)
+            except ValueError as error:
                 raise ValueError(f"{path} line {number}: not a JSON object in UTF-8 ({error})") from None
             if not isinstance(row, dict):
                 raise ValueError(f"{path} line {number}: a {type(row).__name__}, but each line must be a JSON object")
@@ -150,7 +157,7 @@ def _read_unique(path: str | os.PathLike[str], parse: Callable[[dict[str, Any]],
         except ValueError as error:
             raise ValueError(f"{path} line {number}: {error}") from None
         if row.id in seen:
-            raise ValueError(f"{path} line {number}: id {row.id!r} already stands on line {seen[row.id]}")
+            raise ValueError(f"{path} line {number}: id {row.id!r:.80} already stands on line {seen[row.id]}")
         seen[row.id] = number
         rows.append(row)
     if not rows:

@@ -6,7 +6,6 @@ One dataclass serves Qwen2/Qwen2.5, dense Qwen3 and the Llama family. What the d
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from psychecore.untrusted import read_json, within
+
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+# Far above any published model. A config.json that claims more is damaged or hostile, and is refused before anything
+# is allocated by it.
+LIMITS = {
+    "vocab_size": 10_000_000,
+    "width": 1_000_000,
+    "layers": 1_000,
+    "query_heads": 10_000,
+    "key_value_heads": 10_000,
+    "head_dim": 10_000,
+    "feed_forward_width": 10_000_000,
+    "max_positions": 1_000_000_000,
+}
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -83,9 +96,11 @@ class ModelConfig:
     max_positions: int = 32_768
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "layers", "query_heads", "key_value_heads", "feed_forward_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"config: {name} is {getattr(self, name)}, but must be at least 1")
+        for name, limit in LIMITS.items():
+            if not 1 <= getattr(self, name) <= limit:
+                raise ValueError(f"config: {name} is {getattr(self, name)}, but must be 1 to {limit:,}")
+        if not 0 < self.rms_eps < 1:
+            raise ValueError(f"config: rms_eps is {self.rms_eps}, but must be between 0 and 1")
         if self.query_heads % self.key_value_heads:
             raise ValueError(
                 f"config: {self.query_heads} query heads cannot share {self.key_value_heads} key/value heads evenly"
@@ -106,24 +121,23 @@ class ModelConfig:
     @classmethod
     def from_folder(cls, folder: Path) -> ModelConfig:
         """Read config.json of a model folder. Raises FileNotFoundError, or ValueError naming file and value."""
-        path = folder / "config.json"
+        path = within(folder, "config.json")
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing, so {folder} is not a Hugging Face model folder")
+        raw = read_json(path)
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(raw, dict):
-                raise ValueError("must hold one JSON object")
             return cls.from_hf(raw)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     @classmethod
     def from_hf(cls, raw: dict[str, Any]) -> ModelConfig:
         """Translate a config.json, as transformers 4 or 5 writes it. Raises ValueError for what is not supported."""
         family = raw.get("model_type")
-        if family not in ARCHITECTURES:
+        names = tuple(ARCHITECTURES)  # not the dict, which a list as model_type would break
+        if family not in names:
             raise ValueError(
-                f"model_type is {family!r}, but psychecore computes {', '.join(ARCHITECTURES)} (dense decoders) only"
+                f"model_type is {family!r:.80}, but psychecore computes {', '.join(names)} (dense decoders) only"
             )
         _refuse_unsupported(raw)
 
@@ -132,11 +146,17 @@ class ModelConfig:
             if value is None:
                 value = default
             if not isinstance(value, int) or isinstance(value, bool):
-                raise ValueError(f"{key} is {value!r}, but must be an integer")
+                raise ValueError(f"{key} is {value!r:.80}, but must be an integer")
             return value
 
+        def flag(key: str) -> bool:
+            value = raw.get(key)
+            if value is not None and not isinstance(value, bool):
+                raise ValueError(f"{key} is {value!r:.80}, but must be true or false")
+            return bool(value)
+
         width, query_heads = integer("hidden_size"), integer("num_attention_heads")
-        attention_bias = bool(raw.get("attention_bias", False))
+        attention_bias = flag("attention_bias")
         max_positions = integer("max_position_embeddings", 32_768)
         return cls(
             family=family,
@@ -147,12 +167,12 @@ class ModelConfig:
             key_value_heads=integer("num_key_value_heads", query_heads),
             head_dim=integer("head_dim", 128 if family == "qwen3" else width // max(query_heads, 1)),
             feed_forward_width=integer("intermediate_size"),
-            rms_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            rms_eps=_number(raw, "rms_norm_eps", 1e-6),
             rope=_rope_from_hf(raw, max_positions),
-            tied_head=bool(raw.get("tie_word_embeddings", False)),
+            tied_head=flag("tie_word_embeddings"),
             qkv_bias=True if family == "qwen2" else attention_bias,
             out_bias=False if family == "qwen2" else attention_bias,
-            mlp_bias=bool(raw.get("mlp_bias", False)) if family == "llama" else False,
+            mlp_bias=flag("mlp_bias") if family == "llama" else False,
             qk_norm=family == "qwen3",
             max_positions=max_positions,
         )
@@ -198,45 +218,65 @@ class ModelConfig:
 def _refuse_unsupported(raw: dict[str, Any]) -> None:
     if raw.get("use_sliding_window") or (raw.get("model_type") == "llama" and raw.get("sliding_window")):
         raise ValueError("sliding-window attention is switched on, which psychecore does not compute")
-    other = sorted({kind for kind in raw.get("layer_types") or [] if kind != "full_attention"})
-    if other:
-        raise ValueError(f"layer_types names {', '.join(map(repr, other))}, but only 'full_attention' is computed")
+    kinds = raw.get("layer_types") or []
+    if not isinstance(kinds, list):
+        raise ValueError(f"layer_types is {kinds!r:.80}, but must be a list")
+    for kind in kinds:
+        if kind != "full_attention":
+            raise ValueError(f"layer_types names {kind!r:.80}, but only 'full_attention' is computed")
     for key in ("num_experts", "num_local_experts", "n_routed_experts"):
         if raw.get(key):
-            raise ValueError(f"{key} is {raw[key]}: mixture of experts is not supported")
+            raise ValueError(f"{key} is {raw[key]!r:.80}: mixture of experts is not supported")
     for key, allowed in (("hidden_act", "silu"), ("quantization_config", None), ("pretraining_tp", 1)):
         if raw.get(key, allowed) not in (allowed, None):
-            raise ValueError(f"{key} is {raw[key]!r}, but only {allowed!r} is supported")
+            raise ValueError(f"{key} is {raw[key]!r:.80}, but only {allowed!r} is supported")
     if (raw.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise ValueError(f"partial_rotary_factor is {raw['partial_rotary_factor']}, but whole heads are rotated here")
+        raise ValueError(
+            f"partial_rotary_factor is {raw['partial_rotary_factor']!r:.80}, but whole heads are rotated here"
+        )
 
 
 def _rope_from_hf(raw: dict[str, Any], max_positions: int) -> RopeConfig:
-    scaling = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})  # transformers 5, transformers 4
-    theta = float(scaling.get("rope_theta", raw.get("rope_theta", 10_000.0)))
+    scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}  # transformers 5, transformers 4
+    if not isinstance(scaling, dict):
+        raise ValueError(f"rope scaling is {scaling!r:.80}, but must be an object")
+    theta = _number({"rope_theta": 10_000.0} | raw | scaling, "rope_theta")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ROPE_TYPES:
-        raise ValueError(f"rope type is {kind!r}, but psychecore computes {', '.join(ROPE_TYPES)} only")
+        raise ValueError(f"rope type is {kind!r:.80}, but psychecore computes {', '.join(ROPE_TYPES)} only")
     if kind == "default":
         return RopeConfig(theta=theta)
-    if not isinstance(scaling.get("factor"), (int, float)):
-        raise ValueError(f"rope type {kind!r} needs a number as factor, not {scaling.get('factor')!r}")
-    factor = float(scaling["factor"])
-    original = int(scaling.get("original_max_position_embeddings") or max_positions)
+    factor = _number(scaling, "factor", needed_by=kind)
+    original = int(_number(scaling, "original_max_position_embeddings", max_positions))
     if kind == "llama3":
-        low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+        low, high = (
+            _number(scaling, "low_freq_factor", needed_by=kind),
+            _number(scaling, "high_freq_factor", needed_by=kind),
+        )
+        if low >= high:
+            raise ValueError(f"low_freq_factor is {low}, but must be below high_freq_factor, {high}")
         return RopeConfig(theta, kind, factor, original, low_freq_factor=low, high_freq_factor=high)
     if kind == "yarn":
         if scaling.get("truncate", True) is not True:
             raise ValueError("yarn with truncate=false is not supported")
-        attention_factor = scaling.get("attention_factor")
-        if attention_factor is None:
-            attention_factor = _yarn_attention_factor(factor, scaling.get("mscale"), scaling.get("mscale_all_dim"))
-        beta_fast, beta_slow = float(scaling.get("beta_fast") or 32), float(scaling.get("beta_slow") or 1)
+        mscales = [_number(scaling, key) if scaling.get(key) else None for key in ("mscale", "mscale_all_dim")]
+        attention_factor = _number(scaling, "attention_factor", _yarn_attention_factor(factor, *mscales))
+        beta_fast, beta_slow = _number(scaling, "beta_fast", 32), _number(scaling, "beta_slow", 1)
+        if theta == 1:
+            raise ValueError("rope_theta is 1, which yarn cannot scale")
         return RopeConfig(
             theta, kind, factor, original, beta_fast=beta_fast, beta_slow=beta_slow, attention_factor=attention_factor
         )
     return RopeConfig(theta, kind, factor, original)
+
+
+def _number(raw: dict[str, Any], key: str, default: float | None = None, needed_by: str = "") -> float:
+    """A positive number of ordinary size; null and 0 stand for the default where there is one."""
+    value = raw.get(key) or default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-30 < value < 1e30:
+        needs = f"rope type {needed_by!r} needs a number as {key}, not" if needed_by else f"{key} must be a number, not"
+        raise ValueError(f"{needs} {value!r:.80}")
+    return float(value)
 
 
 def _yarn_attention_factor(factor: float, mscale: float | None, mscale_all_dim: float | None) -> float:

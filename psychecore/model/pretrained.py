@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,9 +28,11 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from psychecore.durable import replace_folder
 from psychecore.model.config import ModelConfig
 from psychecore.model.decoder import Decoder
+from psychecore.untrusted import read_json, within
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
 INDEX = "model.safetensors.index.json"
+SHARD = re.compile(r"[^/\\\0]{1,200}\.safetensors")  # a file of the folder itself, by a name that a file can have
 
 
 class SavesFiles(Protocol):
@@ -133,8 +136,8 @@ def local_folder(source: str | os.PathLike[str]) -> Path:
     name = os.fspath(source)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise FileNotFoundError(f"model folder {name!r} does not exist (a hub id would read 'owner/name')")
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    try:  # whoever may write to the repository may change it: its files are read as untrusted, and none is code
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_FILES)))  # nosec
     except Exception as error:
         raise FileNotFoundError(f"{name!r} is no local folder, and the hub did not give it: {error}") from error
 
@@ -171,29 +174,39 @@ def hf_places(config: ModelConfig) -> dict[str, Place]:
 def _open_tensors(folder: Path, stack: ExitStack) -> dict[str, Any]:
     """For each tensor name the open safetensors file that holds it."""
     names, index = ["model.safetensors"], None
-    if (folder / INDEX).is_file():
-        try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            names = sorted(set(index.values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / INDEX}: not a safetensors index ({error!r})") from None
-    files: dict[str, Any] = {}
+    if within(folder, INDEX).is_file():
+        index = _read_index(folder / INDEX)
+        names = sorted(set(index.values()))
+    keys: dict[str, set[str]] = {}
     tensors: dict[str, Any] = {}
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{folder / INDEX}: names the file {name!r}, but shards must lie in the folder itself")
-        path = folder / name
+        path = within(folder, name)
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing")
         try:
-            files[name] = stack.enter_context(safe_open(path, framework="pt"))
-        except SafetensorError as error:
-            raise ValueError(f"{path}: damaged or truncated safetensors file ({error})") from None
-        tensors |= dict.fromkeys(files[name].keys(), files[name])
+            file = stack.enter_context(safe_open(path, framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: damaged or truncated safetensors file ({error!s:.200})") from None
+        keys[name] = set(file.keys())
+        tensors |= dict.fromkeys(keys[name], file)
     for key, name in (index or {}).items():
-        if key not in files[name].keys():  # noqa: SIM118 (safe_open has no __contains__)
-            raise ValueError(f"{folder / INDEX}: places tensor {key!r} in {name}, which does not hold it")
+        if key not in keys[name]:
+            raise ValueError(f"{folder / INDEX}: places tensor {key!r:.80} in {name}, which does not hold it")
     return tensors
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """The index's map of tensor names to files, all of them plain names."""
+    try:
+        index = read_json(path).get("weight_map")
+    except ValueError as error:
+        raise ValueError(f"{path}: not a safetensors index ({error})") from None
+    if not isinstance(index, dict) or not index:
+        raise ValueError(f"{path}: not a safetensors index (weight_map is {index!r:.80})")
+    for name in index.values():
+        if not isinstance(name, str) or not SHARD.fullmatch(name):
+            raise ValueError(f"{path}: names the file {name!r:.80}, but shards must lie in the folder itself")
+    return index
 
 
 def _check_tensors(folder: Path, config: ModelConfig, places: dict[str, Place], tensors: dict[str, Any]) -> None:

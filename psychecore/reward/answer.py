@@ -78,11 +78,14 @@ def answer_part(text: str) -> tuple[str, str]:
 _UNSEEN = re.compile(r"[*`$#~⟦⟧\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]+")
 
 
+_NUMBER = re.compile(r"^\d{1,2}[.)、] ?(?=\(?[A-J](?!\w))", re.MULTILINE)  # "1. A", the number of a list's line
+
+
 def _normalise(answer: str) -> str:
-    """Full-width forms to ASCII, no emphasis marks or invisible characters, single spaces, at most one blank line."""
+    """Full-width forms to ASCII, no emphasis marks, invisible characters or line numbers, single spaces and blanks."""
     plain = _UNSEEN.sub("", unicodedata.normalize("NFKC", answer))
     plain = "\n".join(" ".join(line.split()) for line in plain.splitlines())
-    return re.sub(r"\n{2,}", "\n\n", plain).strip()
+    return _NUMBER.sub("", re.sub(r"\n{2,}", "\n\n", plain).strip())
 
 
 # A letter stands alone among non-word characters; Chinese characters do not count as word characters here, since "选B"

@@ -1,22 +1,18 @@
 """Messages, chat templates, and what stands in and after a <think> block.
 
-Templates come with the model folder and are not trusted: they run in jinja2's immutable sandbox, can't reach
-attributes, and their time and output are bounded.
+Templates come with the model folder and are not trusted; psychecore/text/template.py is the sandbox they run in.
 """
 
 from __future__ import annotations
 
-import json
-from datetime import datetime
-from typing import Any, NoReturn, TypedDict
+from typing import Any, TypedDict
 
 import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from psychecore.text.template import Sandbox
 
 ROLES = ("system", "user", "assistant", "tool")
 MAX_RENDERED = 16_000_000  # characters; a context of a million tokens is about a quarter of this
-MAX_LOOPS = 1_000_000  # turns of all loops of one rendering
 
 
 class Message(TypedDict):
@@ -55,62 +51,26 @@ def split_think(text: str) -> tuple[str | None, str]:
 
 
 class ChatTemplate:
-    """A model's jinja2 chat template, rendered as transformers renders it."""
+    """A model's jinja2 chat template, rendered as transformers renders it, inside a sandbox."""
 
     def __init__(self, source: str, variables: dict[str, str]):
         """`variables` are the special tokens that templates may name: bos_token, eos_token, ..."""
-        environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = _tojson
-        environment.globals |= {"raise_exception": _raise, "strftime_now": _strftime_now, "range": _bounded_range}
         self.variables = variables
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template is not valid jinja2: {error}") from None
+        self._sandbox = Sandbox()
+        self._template = self._sandbox.compile_source(source)
 
     def render(self, messages: list[Any], add_generation_prompt: bool, **variables: Any) -> str:
         """The conversation as one text. Raises ValueError for what the template refuses or where it runs too long."""
         pieces, length = [], 0
         values = {**self.variables, "messages": messages, "add_generation_prompt": add_generation_prompt, **variables}
+        self._sandbox.meter.reset()
         try:
             for piece in self._template.generate(tools=values.pop("tools", None), **values):
                 pieces.append(piece)
                 length += len(piece)
                 if length > MAX_RENDERED:
-                    raise ValueError(f"the chat template wrote more than {MAX_RENDERED} characters")
-        except (jinja2.TemplateError, TypeError, OverflowError, MemoryError, RecursionError) as error:
-            raise ValueError(f"the chat template failed: {error}") from None
+                    raise jinja2.TemplateRuntimeError(f"it writes more than {MAX_RENDERED:,} characters")
+        except Exception as error:  # a template is a program, and may fail in every way that Python can
+            name = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__} "
+            raise ValueError(f"the chat template failed: {name}{str(error)[:500]}") from None
         return "".join(pieces)
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """Bounds what operators can build: text * huge number, huge powers."""
-
-    intercepted_binops = frozenset(["*", "**"])
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        sizes = [len(x) if isinstance(x, (str, list, tuple)) else x for x in (left, right)]
-        sized = isinstance(left, (str, list, tuple)) or isinstance(right, (str, list, tuple))
-        if operator == "**" or (sized and sizes[0] * sizes[1] > MAX_RENDERED):
-            raise jinja2.TemplateRuntimeError(f"operator {operator!r} would build something too large")
-        return super().call_binop(context, operator, left, right)
-
-
-def _bounded_range(*arguments: int) -> range:
-    values = range(*arguments)
-    if len(values) > MAX_LOOPS:
-        raise jinja2.TemplateRuntimeError(f"range of {len(values)} is too long")
-    return values
-
-
-def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    # jinja's own filter escapes for HTML, which no chat template means
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)

@@ -8,7 +8,6 @@ tokens that remain (only the template can have written them), and the rest is re
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -20,9 +19,11 @@ from typing import Any
 import tokenizers
 
 from psychecore.text.chat import ChatTemplate, Message, check_messages
+from psychecore.untrusted import MAX_JSON, read_json, within
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 GENERATION = "generation_config.json"
+MAX_VOCABULARY = 10_000_000  # ids; one list element each, so a file that names id 2^32 - 1 would fill the memory
 PRIVATE_BLOCKS = [*range(0xE000, 0xF800, 0x100), *range(0xF0000, 0xFFF00, 0x100), *range(0x100000, 0x10FF00, 0x100)]
 
 
@@ -40,29 +41,34 @@ class Tokenizer:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._tokenizer = _read_tokenizer(folder / "tokenizer.json")
+        self._tokenizer = _read_tokenizer(within(folder, "tokenizer.json"))
         self._tokenizer.encode_special_tokens = True  # text that looks like a special token is encoded as text
-        config = _read_json(folder / "tokenizer_config.json")
+        config = read_json(within(folder, "tokenizer_config.json"))
         added = self._tokenizer.get_added_tokens_decoder()
         self.specials = {token.content: index for index, token in added.items() if token.special}
         self.special_ids = frozenset(self.specials.values())
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values()) + 1
+        self.vocab_size = max(vocabulary.values(), default=0) + 1
+        if not vocabulary or self.vocab_size > MAX_VOCABULARY:
+            raise ValueError(
+                f"{folder / 'tokenizer.json'}: its ids end at {self.vocab_size - 1:,}, but must be 1 to "
+                f"{MAX_VOCABULARY:,} in number"
+            )
         self.valid_ids = [False] * self.vocab_size
         for index in vocabulary.values():
             self.valid_ids[index] = True
         variables = {key: text for key in config if (text := _token_text(config[key])) is not None}
         self._template = _read_template(folder, config, variables)
-        self._split = re.compile("(" + "|".join(map(re.escape, sorted(self.specials, key=len, reverse=True))) + ")")
+        self._split = re.compile("(" + _any_of(self.specials) + ")")
         self._strips = {t.content: (t.lstrip, t.rstrip) for t in added.values() if t.special and (t.lstrip or t.rstrip)}
         self.stop_ids = self._find_stop_ids(variables)
         self.pad_id = self.specials.get(variables.get("pad_token", ""), min(self.stop_ids, default=0))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; whatever it says, none of them is a special token."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Ids of plain text; whatever it says, none of them is a special token. Raises ValueError naming the file."""
+        ids = self._ids(text)
         if not self.special_ids.isdisjoint(ids):  # a vocabulary that merges plain characters into a special token
-            ids = [i for char in text for i in self._tokenizer.encode(char, add_special_tokens=False).ids]
+            ids = [i for char in text for i in self._ids(char)]
         return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
@@ -101,8 +107,14 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Copy the tokenizer's files, template and generation config into an existing folder."""
         for name in (*FILES, GENERATION):
-            if (self.folder / name).is_file():
+            if within(self.folder, name).is_file():
                 shutil.copyfile(self.folder / name, folder / name)
+
+    def _ids(self, text: str) -> list[int]:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # tokenizers raises plain Exception, for example where "[UNK]" has no id
+            raise ValueError(f"{self.folder / 'tokenizer.json'} can't encode {text!r:.80}: {error!s:.200}") from None
 
     def _cut(self, piece: str, trained: bool) -> list[tuple[str, bool]]:
         """Special tokens and the text between; white space that a token swallows (lstrip, rstrip) goes with it."""
@@ -125,20 +137,28 @@ class Tokenizer:
 
     def _stop_pattern(self) -> re.Pattern[str]:
         stops = [text for text, index in self.specials.items() if index in self.stop_ids]
-        return re.compile("|".join(map(re.escape, stops)) or r"(?!)")
+        return re.compile(_any_of(stops))
 
     def _find_stop_ids(self, variables: dict[str, str]) -> frozenset[int]:
         """The ids of generation_config.json, the eos token, and what ends an assistant's turn in the template."""
-        generation = _read_json(self.folder / GENERATION, {}).get("eos_token_id")
-        stops = {generation} if isinstance(generation, int) else set(generation or [])
+        path = within(self.folder, GENERATION)
+        found = read_json(path).get("eos_token_id") if path.is_file() else None
+        given = found if isinstance(found, list) else [] if found is None else [found]
+        for index in given:
+            if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+                raise ValueError(f"{path}: eos_token_id is {found!r:.80}, but must be an id or a list of ids")
+        stops = set(given)
         if variables.get("eos_token") in self.specials:
             stops.add(self.specials[variables["eos_token"]])
         if self._template is not None:
             turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "qqq"}]
-            after = self._template.render(turns, False).rpartition("qqq")[2]
-            found = self._split.search(after)
-            if found:
-                stops.add(self.specials[found.group()])
+            try:
+                after = self._template.render(turns, False).rpartition("qqq")[2]
+            except ValueError as error:
+                raise ValueError(f"{self.folder}: {error}") from None
+            match = self._split.search(after)
+            if match:
+                stops.add(self.specials[match.group()])
         return frozenset(stops)
 
 
@@ -154,7 +174,8 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
             raise FileNotFoundError(f"tokenizer folder {name!r} does not exist (a hub id would read 'owner/name')")
         import huggingface_hub
 
-        path = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*FILES, GENERATION]))
+        # whoever may write to the repository may change it: its files are read as untrusted, and none is code
+        path = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*FILES, GENERATION]))  # nosec
     return Tokenizer(path)
 
 
@@ -171,7 +192,7 @@ class _Disguise:
         self._to = {ord(char): chr(block + i) for i, char in enumerate(chars)}
         self._back = {block + i: char for i, char in enumerate(chars)}
         self._specials = specials
-        self._whole = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or r"(?!)")
+        self._whole = re.compile(_any_of(specials))
         self._longest = max(map(len, specials), default=0)
 
     def apply(self, message: Message) -> dict[str, Any]:
@@ -222,33 +243,34 @@ def _spans(text: str, header: str, stop: re.Pattern[str], turns: list[str]) -> l
 def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; psychecore reads the fast tokenizer's single file")
+    if path.stat().st_size > MAX_JSON:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, but at most {MAX_JSON:,} are read")
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exception
-        raise ValueError(f"{path} is not a tokenizer file: {error}") from None
+        raise ValueError(f"{path} is not a tokenizer file: {error!s:.200}") from None
 
 
 def _read_template(folder: Path, config: dict[str, Any], variables: dict[str, str]) -> ChatTemplate | None:
-    path = folder / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
-    if isinstance(source, list):  # several by name
-        named = {item["name"]: item["template"] for item in source}
-        source = named.get("default")
-    return None if source is None else ChatTemplate(source, variables)
-
-
-def _read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    if not path.is_file():
-        if default is not None:
-            return default
-        raise FileNotFoundError(f"{path} is missing")
+    path = within(folder, "chat_template.jinja")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        if path.is_file():
+            return ChatTemplate(path.read_text(encoding="utf-8"), variables)
+        path = folder / "tokenizer_config.json"
+        source = config.get("chat_template")
+        if isinstance(source, list):  # several by name
+            named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
+            source = named.get("default")
+        if source is not None and not isinstance(source, str):
+            raise ValueError(f"chat_template is {source!r:.80}, but must be a text")
+        return None if source is None else ChatTemplate(source, variables)
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: must hold one JSON object")
-    return value
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """A pattern for any of the texts, the longest first; without texts it matches nothing."""
+    return "|".join(map(re.escape, sorted(filter(None, texts), key=len, reverse=True))) or "(?!)"
 
 
 def _token_text(value: Any) -> str | None:

@@ -23,6 +23,7 @@ from psychecore.runtime import Runtime, gather_json, sum_over_ranks
 from psychecore.train.advantage import AdvantageKind
 from psychecore.train.losses import LossConfig, policy_loss, token_weights
 from psychecore.train.optimizer import Optimizer
+from psychecore.train.sharding import release
 from psychecore.train.token_logprobs import batch_logprobs
 
 
@@ -117,6 +118,8 @@ def grpo_update(
                 _add(sums, parts)
                 bar.update()
             norms.append(optimizer.step(loss))
+    if reference is not None:
+        release(reference)
     names = sorted(sums)  # every rank ran at least one micro-batch per mini-batch, so the names agree
     reduced = dict(zip(names, sum_over_ranks([sums[name] for name in names], runtime.device), strict=True))
     labels, forward_tokens, total_loss = (reduced.pop(name) for name in ("labels", "tokens", "loss"))

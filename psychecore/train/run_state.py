@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
-from psychecore.durable import damage, digest, remove_folder, replace_file, replace_folder, require_space, seal
+from psychecore.durable import damage, digest, remove_folder, replace_file, replace_folder, require_space, seal, tidy
 from psychecore.model.pretrained import Place, copy_rows, local_rows
 from psychecore.runtime import Runtime, gather_json
 from psychecore.train.finite import CPU, NonFiniteError, count_nonfinite
@@ -93,28 +93,36 @@ class Checkpoints:
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint whose manifest holds, and a line for each that was passed over (a collective).
 
-        Raises ValueError where there are checkpoints but none is whole.
+        Those passed over are set aside as damaged_step_...: nothing is lost, and the run writes them anew. Raises
+        ValueError where there are checkpoints but none is whole.
         """
         skipped: list[str] = []
         with self.runtime.together("tidying the checkpoints"):
             if self.runtime.first:
-                for left in self.folder.glob(".step_*"):  # of a run that was killed while saving or pruning
-                    shutil.rmtree(left)
+                tidy(self.folder)
         names = gather_json([path.name for path in list_checkpoints(self.folder)], CPU)[0]
+        found: Path | None = None
         for name in reversed(names):
             part = slice(self.runtime.rank, None, self.runtime.world_size)
-            reasons = gather_json(damage(self.folder / name, part) or _misplaced(self.folder / name), CPU)
-            reason = next((text for text in reasons if text is not None), None)
+            told = gather_json(damage(self.folder / name, part) or _misplaced(self.folder / name), CPU)
+            reason = next((text for text in told if text is not None), None)
             if reason is None:
-                return self.folder / name, skipped
+                found = self.folder / name
+                break
             skipped.append(f"{self.folder / name} is passed over: {reason}")
-        if skipped:
-            raise ValueError(
-                "no checkpoint is whole: "
-                + "; ".join(skipped)
-                + f". Restore one, or remove {self.folder} to begin anew"
-            )
-        return None, skipped
+        if skipped and found is None:
+            reasons = "; ".join(skipped)
+            raise ValueError(f"no checkpoint is whole: {reasons}. Restore one, or remove {self.folder} to begin anew")
+        with self.runtime.together("tidying the checkpoints"):
+            if self.runtime.first and found is not None:
+                for name in names[names.index(found.name) + 1 :]:  # the run will write these anew
+                    (self.folder / name).rename(self.folder / f"damaged_{name}_{time.time_ns()}")
+                self._prune()  # which a kill may have come before
+        return found, skipped
+
+    def _prune(self) -> None:
+        for old in [p for p in list_checkpoints(self.folder) if not (p / MARK).exists()][: -self.keep]:
+            remove_folder(old)
 
     def _snapshot(self, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
         """This rank's tensors on the CPU, and for each its first and last row + 1 in the whole."""
@@ -169,8 +177,7 @@ class Checkpoints:
             (partial / MARK).touch()
         seal(partial, digests)
         replace_folder(partial, target)
-        for old in [p for p in list_checkpoints(self.folder) if not (p / MARK).exists()][: -self.keep]:
-            remove_folder(old)
+        self._prune()
 
     def _await_report(self, path: Path) -> dict[str, str]:
         limit = time.monotonic() + (self.runtime.watch.timeout_seconds or 3600)

@@ -86,3 +86,9 @@ def gathered(model: Decoder) -> Iterator[None]:
         for unit in units:
             unit.reshard()  # else the optimizer's update would not reach the gathered copy
             unit.set_reshard_after_forward(unit is not model, recurse=False)
+
+
+def release(model: Decoder) -> None:
+    """Shard the root unit of a frozen model again: without a backward pass it would stay gathered for good."""
+    if isinstance(model, FSDPModule):
+        model.reshard()

@@ -83,7 +83,7 @@ def test_what_cannot_be_meant_is_refused() -> None:
         Yields(passed=0)
     with pytest.raises(ValueError, match="selectors is 0"):
         Yields(selectors=0)
-    with pytest.raises(ValueError, match="share is 1.5"):
+    with pytest.raises(ValueError, match=r"share is 1\.5"):
         roof_rate(SMALL, GPU, 1.5)
     with pytest.raises(ValueError, match="must be above 0"):
         Gpu("G", 1.0, 1.0, 0.0)

@@ -26,6 +26,8 @@ if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None
         f"`transformers serve` needs {', '.join(missing)}: pip install 'transformers[serving]'", allow_module_level=True
     )
 
+pytestmark = pytest.mark.slow  # a server takes a quarter of a minute to start, twice
+
 ASKED = [
     Request([{"role": "user", "content": f"In one sentence, what is {word}?"}], 16)
     for word in ("memory", "shaping", "anxiety", "empathy", "stress", "sleep")

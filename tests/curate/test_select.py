@@ -96,12 +96,12 @@ def test_every_selector_answers_every_question_with_every_sample_in_its_place() 
     assert outcomes == [outcome for row in rows for outcome in stage.batch([row])]
 
 
-def test_only_the_end_of_the_answer_is_kept_of_a_long_text() -> None:
+def test_beginning_and_end_of_a_long_answer_are_kept_without_its_thinking() -> None:
     [outcome] = SelectStage([Scripted("s", says("<think>why</think>" + "x" * 50 + " so B"))]).batch([question(1)])
     assert outcome.kept[0]["answers"]["s"][0]["text"] == "x" * 50 + " so B"
-    config = SelectConfig(keep_characters=4)
-    [outcome] = SelectStage([Scripted("s", says("x" * 50 + " so B"))], config).batch([question(1)])
-    assert outcome.kept[0]["answers"]["s"][0]["text"] == "so B"
+    for keep, kept in ((9, "xxxxx … so B"), (55, "x" * 50 + " so B"), (1, "x … "), (0, " … ")):
+        stage = SelectStage([Scripted("s", says("x" * 50 + " so B"))], SelectConfig(keep_characters=keep))
+        assert stage.batch([question(1)])[0].kept[0]["answers"]["s"][0]["text"] == kept
 
 
 def test_a_row_that_is_no_question_is_rejected_and_the_others_keep_their_answers() -> None:

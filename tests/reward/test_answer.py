@@ -41,6 +41,13 @@ PHRASINGS = [
     ("选项B最符合题意", "B"),
     ("由此可知B项当选", "B"),
     ("综上所述，B", "B"),
+    # letters in a numbered list
+    ("The correct answers are:\n1. A\n2. C", "AC"),
+    ("The correct answers are:\n\n1. A. x\n2. C. y", "AC"),
+    ("Answer:\n1) **B**", "B"),
+    ("答案：\n1、A\n2、C", "AC"),
+    ("1. (A)\n2. (C)", "AC"),
+    ("1. A person is rewarded.\n2. I think so.\nThe answer is B.", "B"),
     # bare and marked letters
     ("B", "B"),
     ("B.", "B"),

@@ -127,9 +127,11 @@ def test_a_damaged_checkpoint_is_passed_over_with_its_reason(
     assert newest == tmp_path / "step_000001"
     assert "step_000002 is passed over: " in line
     assert message in line
-    shutil.rmtree(tmp_path / "step_000001")
-    with pytest.raises(ValueError, match=r"no checkpoint is whole: .*step_000002"):
+    assert [name[:20] for name in names(tmp_path)] == ["damaged_step_000002_", "step_000001"]  # set aside, not lost
+    damage_of("truncated", tmp_path / "step_000001", tmp_path)
+    with pytest.raises(ValueError, match=r"no checkpoint is whole: .*step_000001"):
         checkpoints.newest()
+    assert "step_000001" in names(tmp_path)
 
 
 def test_a_checkpoint_of_another_model_or_schedule_is_named(
@@ -263,6 +265,14 @@ def test_what_a_killed_run_left_is_tidied_away(optimizer: Optimizer, tmp_path: P
     assert checkpoints.newest()[0] == tmp_path / "step_000001"
     assert names(tmp_path) == ["step_000001"]
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_000001"]
+
+
+def test_what_a_kill_kept_from_being_pruned_is_pruned_by_the_next_run(optimizer: Optimizer, tmp_path: Path) -> None:
+    many = Checkpoints(tmp_path, ALONE, keep=5)
+    for step in (1, 2, 3):
+        many.save(step, optimizer, {})
+    assert Checkpoints(tmp_path, ALONE, keep=2).newest()[0] == tmp_path / "step_000003"
+    assert names(tmp_path) == ["step_000002", "step_000003"]
 
 
 def test_a_checkpoint_holds_no_pickle(optimizer: Optimizer, tmp_path: Path) -> None:

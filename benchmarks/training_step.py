@@ -1,0 +1,255 @@
+"""Seconds and peak memory of a GRPO step and of SFT: psychecore against TRL, and against plain transformers.
+
+    .venv-bench/bin/python benchmarks/training_step.py grpo    # 4 prompts x 8 samples x exactly 128 tokens
+    .venv-bench/bin/python benchmarks/training_step.py sft --conversations counsel_chat.jsonl
+
+Each contestant is a process of its own, so that its peak resident memory is its own; rounds take turns. All have the
+same weights, tokens, threads and compute dtype, and their first step is not counted. TRL's GRPO keeps no fp32 masters
+beside bf16 weights, psychecore does. For SFT, TRL packs to 1,024 tokens; plain transformers runs forward and backward
+of the same conversations in pairs of nearly equal length, without an optimizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from loss_memory import resident
+from measure import MODEL, roof, save
+
+from psychecore.runtime import fast_dtype
+
+PROMPTS, SAMPLES, NEW = 4, 8, 128
+BATCH = 16  # conversations of an SFT step
+CONTESTANTS = {"grpo": ("psychecore", "trl"), "sft": ("psychecore", "trl", "transformers")}
+
+
+def main() -> None:
+    """Run all contestants of one task in turn and write benchmarks/results/TASK_step.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=CONTESTANTS)
+    parser.add_argument("--conversations", type=Path, help="sft: JSONL of {question, answer} or {messages}")
+    parser.add_argument("--steps", type=int, default=2, help="counted steps a process")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
+    parser.add_argument("--worker", help="(internal) run this contestant in this process")
+    options = parser.parse_args()
+    if options.task == "sft" and options.conversations is None:
+        parser.error("sft needs --conversations")
+    if options.dtype == "auto":
+        options.dtype = str(fast_dtype(torch.device("cpu"))).removeprefix("torch.")
+    if options.worker:
+        work = {"grpo": {"psychecore": grpo, "trl": trl_grpo}, "sft": {"psychecore": sft, "trl": trl_sft}}
+        work["sft"]["transformers"] = plain
+        rates = work[options.task][options.worker](options)
+        print(json.dumps({"rates": rates, "peak_mib": resident("VmHWM")}))
+        return
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS[options.task]}
+    for number in range(options.rounds):
+        for name in rows:
+            command = [sys.executable, *sys.argv, "--dtype", options.dtype, "--worker", name]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{name}: {done.stderr[-2000:]}")
+            rows[name].append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"  round {number + 1}  {name:<14}{rows[name][-1]}", flush=True)
+    rate = {name: statistics.median(r for row in found for r in row["rates"]) for name, found in rows.items()}
+    peak = {name: statistics.median(row["peak_mib"] for row in found) for name, found in rows.items()}
+    result = {"unit": "trained tokens / s", "dtype": options.dtype, "rates": rate, "peak_mib": peak, "rounds": rows}
+    result["times_faster"] = {n: round(rate["psychecore"] / r, 2) for n, r in rate.items() if n != "psychecore"}
+    result["memory_share"] = {n: round(peak["psychecore"] / p, 3) for n, p in peak.items() if n != "psychecore"}
+    print(result["times_faster"], result["memory_share"])
+    save(f"{options.task}_step", result | {"roof": roof(getattr(torch, options.dtype))})
+
+
+def reward(completions: list[str], **_: Any) -> list[float]:
+    """Something that differs from sample to sample and costs nothing."""
+    return [(len(text) % 7) / 7 for text in completions]
+
+
+def questions() -> list[str]:
+    """The prompts of a GRPO step."""
+    return [
+        f"Explain in simple words what {word} is, and give one example from daily life." for word in WORDS[:PROMPTS]
+    ]
+
+
+WORDS = ("negative reinforcement", "object permanence", "cognitive dissonance", "transference")
+
+
+def grpo(options: argparse.Namespace) -> list[float]:
+    """Completion tokens a second of rollout, reward and update."""
+    import psychecore as pc
+    from psychecore.runtime import Runtime
+    from psychecore.train.grpo import GrpoConfig, grpo_update
+    from psychecore.train.losses import LossConfig
+    from psychecore.train.optimizer import Optimizer, OptimizerConfig
+
+    dtype, alone = getattr(torch, options.dtype), Runtime(0, 1, torch.device("cpu"))
+    policy, reference = pc.load_model(MODEL, dtype), pc.load_model(MODEL, dtype).requires_grad_(False)
+    sampler = pc.Sampler(policy, pc.load_tokenizer(MODEL), max_slots=PROMPTS * SAMPLES)
+    optimizer = Optimizer(policy, OptimizerConfig(), options.steps + 1)
+    config = GrpoConfig(PROMPTS, SAMPLES, mini_batches=1, loss=LossConfig(kl_coefficient=0.001))
+    rates = []
+    for step in range(options.steps + 1):
+        start = time.perf_counter()
+        params = pc.SamplingParams(max_new_tokens=NEW, ignore_stop=True, seed=step)
+        prompts = [[{"role": "user", "content": text}] for text in questions()]
+        groups = sampler.generate(prompts, params, SAMPLES)
+        rewards_PG = torch.tensor([reward(group.texts) for group in groups])
+        grpo_update(policy, optimizer, groups, pc.group_advantages(rewards_PG), config, alone, reference=reference)
+        rates.append(PROMPTS * SAMPLES * NEW / (time.perf_counter() - start))
+    return rates[1:]
+
+
+def trl_grpo(options: argparse.Namespace) -> list[float]:
+    """The same by TRL's GRPOTrainer."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    config = GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        per_device_train_batch_size=PROMPTS * SAMPLES,
+        num_generations=SAMPLES,
+        max_completion_length=NEW,
+        generation_kwargs={"min_new_tokens": NEW},
+        beta=0.001,
+        temperature=1.0,
+        max_steps=options.steps + 1,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        disable_tqdm=True,
+        model_init_kwargs={"dtype": options.dtype},
+    )
+    rows = [[{"role": "user", "content": text}] for text in questions()] * (options.steps + 1)
+    texts = lambda completions, **_: reward([turns[0]["content"] for turns in completions])  # noqa: E731
+    trainer = GRPOTrainer(str(MODEL), texts, config, train_dataset=Dataset.from_dict({"prompt": rows}))
+    return _timed(trainer, PROMPTS * SAMPLES * NEW, options.steps)
+
+
+def messages(path: Path) -> list[list[dict[str, str]]]:
+    """Conversations of a file."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    found = []
+    for row in rows:
+        turns = row.get("messages") or [
+            {"role": "user", "content": row["question"] or row.get("title", "")},
+            {"role": "assistant", "content": row["answer"]},
+        ]
+        if all(turn["content"] and turn["content"].strip() for turn in turns):
+            found.append(turns)
+    return found
+
+
+def encoded(options: argparse.Namespace) -> list[Any]:
+    """The first conversations that have at most 1,024 tokens, for all steps."""
+    import psychecore as pc
+
+    tokenizer = pc.load_tokenizer(MODEL)
+    rows = (tokenizer.render_chat(turns) for turns in messages(options.conversations))
+    short = (row for row in rows if len(row.ids) <= 1024)
+    return [next(short) for _ in range(BATCH * (options.steps + 1))]
+
+
+def sft(options: argparse.Namespace) -> list[float]:
+    """Tokens a second of SFT steps: forward, backward, optimizer."""
+    import psychecore as pc
+    from psychecore.runtime import Runtime
+    from psychecore.train.optimizer import Optimizer, OptimizerConfig
+    from psychecore.train.sft import SftConfig, sft_step
+
+    rows, alone = encoded(options), Runtime(0, 1, torch.device("cpu"))
+    model = pc.load_model(MODEL, getattr(torch, options.dtype))
+    optimizer = Optimizer(model, OptimizerConfig(lr=1e-5), options.steps + 1)
+    config, rates = SftConfig(BATCH, token_budget=2048, max_length=1024), []
+    for step in range(options.steps + 1):
+        batch = rows[BATCH * step : BATCH * (step + 1)]
+        start = time.perf_counter()
+        sft_step(model, optimizer, batch, config, alone)
+        rates.append(sum(len(row.ids) for row in batch) / (time.perf_counter() - start))
+    return rates[1:]
+
+
+def trl_sft(options: argparse.Namespace) -> list[float]:
+    """The same conversations by TRL's SFTTrainer, packed to 1,024 tokens, two rows a batch."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    config = SFTConfig(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=True,
+        bf16=options.dtype == "bfloat16",
+        report_to="none",
+        packing=True,
+        max_length=1024,
+        per_device_train_batch_size=2,
+        max_steps=options.steps + 1,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        disable_tqdm=True,
+        model_init_kwargs={"dtype": "float32"},  # masters, with bf16 autocast where that is the compute dtype
+    )
+    rows = Dataset.from_dict({"messages": messages(options.conversations)[: BATCH * (options.steps + 1)]})
+    trainer = SFTTrainer(str(MODEL), config, train_dataset=rows)
+    return _timed(trainer, 2 * 1024, options.steps)
+
+
+def plain(options: argparse.Namespace) -> list[float]:
+    """Forward and backward by transformers, without an optimizer, on padded batches of two conversations."""
+    from transformers import AutoModelForCausalLM
+
+    rows = encoded(options)
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=getattr(torch, options.dtype))  # nosec B615 local folder
+    rates = []
+    for step in range(options.steps + 1):
+        batch = sorted(rows[BATCH * step : BATCH * (step + 1)], key=lambda row: len(row.ids))
+        start = time.perf_counter()
+        for i in range(0, BATCH, 2):  # of nearly equal length, which is the best that padding can do
+            pair = batch[i : i + 2]
+            longest = max(len(row.ids) for row in pair)
+            ids_BS = torch.tensor([row.ids + [2] * (longest - len(row.ids)) for row in pair])
+            mask_BS = torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in pair])
+            labels_BS = torch.tensor(
+                [
+                    [i if m else -100 for i, m in zip(row.ids, row.loss_mask, strict=True)]
+                    + [-100] * (longest - len(row.ids))
+                    for row in pair
+                ]
+            )
+            model(input_ids=ids_BS, attention_mask=mask_BS, labels=labels_BS).loss.backward()
+        rates.append(sum(len(row.ids) for row in batch) / (time.perf_counter() - start))
+        model.zero_grad()
+    return rates[1:]
+
+
+def _timed(trainer: Any, tokens: int, steps: int) -> list[float]:
+    """Tokens a second of every step of a trainer but the first."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def on_step_end(self, *arguments: Any, **options: Any) -> None:
+            self.times.append(time.perf_counter())
+
+    clock = Clock()
+    trainer.add_callback(clock)
+    trainer.train()
+    assert len(clock.times) == steps + 1
+    return [tokens / (b - a) for a, b in zip(clock.times, clock.times[1:], strict=False)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The language models of a curation: folders, hub ids or servers, by role, each behind the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+import torch
+from common import option
+
+from psychecore.curate.cache import Cache, CachedGenerator
+from psychecore.curate.endpoint import EndpointConfig, EndpointGenerator
+from psychecore.curate.generator import LocalGenerator
+from psychecore.runtime import fast_dtype
+
+FORM = "[NAME=]FOLDER, [NAME=]HUB/ID or [NAME=]http://HOST:PORT/v1#MODEL"
+
+
+@dataclass(frozen=True)
+class ModelsOptions:
+    """Which models do what, each as [NAME=]FOLDER, [NAME=]HUB/ID or [NAME=]http://HOST:PORT/v1#MODEL."""
+
+    author: str = option("", "writes questions, rationales and dialogues")
+    judges: tuple[str, ...] = option((), "score questions; without any, the author does")
+    selectors: tuple[str, ...] = option((), "answer each question, which tells the easy from the hard")
+    keys: tuple[str, ...] = option((), "HOST=VARIABLE: the environment variable that holds the API key of a server")
+    dtype: Literal["auto", "bfloat16", "float32"] = option("auto", "of local models; auto: bfloat16 where it is fast")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "of local models; auto takes CUDA where there is one")
+    slots: int = option(32, "sequences that a local model writes at a time")
+    max_length: int = option(4096, "tokens of prompt and reply; a longer request gets an empty reply")
+    concurrency: int = option(16, "requests at a time to a server")
+    timeout_s: float = option(300.0, "seconds that a server has for one try")
+    give_up_after_s: float = option(900.0, "seconds that a server may fail before the run ends")
+
+
+class Models:
+    """Hands out generators; the weights of local ones that the stage doesn't need are freed.
+
+    Raises ValueError, before any work, for a role without a model that can be had and for two models of one name.
+    """
+
+    def __init__(self, options: ModelsOptions, cache: Cache):
+        self.options, self.cache = options, cache
+        self._made: dict[str, LocalGenerator | EndpointGenerator] = {}
+        by_name: dict[str, str] = {}
+        for spec in dict.fromkeys((options.author, *options.judges, *options.selectors)):
+            if spec:
+                made = self._made[spec] = self._make(spec)
+                if by_name.setdefault(made.name, made.identity) != made.identity:
+                    raise ValueError(f"two models are named {made.name!r}: name one in models, as NAME={spec}")
+
+    def get(self, specs: Sequence[str], role: str) -> list[CachedGenerator]:
+        """The generators of a role; all others leave memory."""
+        if not specs or not all(specs):
+            raise ValueError(f"no model is given as {role}: set models.{role}, {FORM}")
+        for spec, made in self._made.items():
+            if spec not in specs and isinstance(made, LocalGenerator):
+                made.close()
+        return [CachedGenerator(self._made[spec], self.cache) for spec in specs]
+
+    def author(self) -> CachedGenerator:
+        """Who writes."""
+        return self.get([self.options.author], "author")[0]
+
+    def judges(self) -> list[CachedGenerator]:
+        """Who judges."""
+        return self.get(self.options.judges or [self.options.author], "judges")
+
+    def described(self) -> dict[str, list[dict[str, str]]]:
+        """Name and identity by role, for the manifest; an identity is a SHA-256 of weights, or model and server."""
+        options = self.options
+        roles = {"author": [options.author], "judges": options.judges or [options.author]}
+        roles["selectors"] = list(options.selectors)
+        return {
+            role: [{"name": self._made[s].name, "identity": self._made[s].identity} for s in specs if s]
+            for role, specs in roles.items()
+        }
+
+    def _make(self, spec: str) -> LocalGenerator | EndpointGenerator:
+        name, equals, source = spec.partition("=")
+        if not equals or "/" in name:  # a folder or an address may hold a "=" of its own
+            name, source = "", spec
+        options = self.options
+        if source.startswith(("http://", "https://")):
+            url, _, model = source.partition("#")
+            keys = dict(key.split("=", 1) for key in options.keys if "=" in key)
+            host = urlsplit(url).netloc
+            endpoint = EndpointConfig(
+                url=url,
+                model=model,
+                key_variable=keys.get(host, keys.get(host.partition(":")[0], "")),
+                concurrency=options.concurrency,
+                timeout_s=options.timeout_s,
+                give_up_after_s=options.give_up_after_s,
+            )
+            return EndpointGenerator(endpoint, name)
+        cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
+        device = torch.device("cuda" if cuda else "cpu")
+        dtype = fast_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
+        return LocalGenerator(source, name, dtype, device, options.slots, options.max_length)
