@@ -30,8 +30,8 @@ class Risk(NamedTuple):
 def find_risk(post: str) -> Risk | None:
     """The first kind of risk, in the order of RISKS, that the post shows; None where the rules see none.
 
-    >>> find_risk("Since the summer I have been cutting my arms.")
-    Risk(kind='self-harm', evidence='cutting my arms')
+    >>> find_risk("Since the summer I cut my arms.")
+    Risk(kind='self-harm', evidence='cut my arms')
     >>> find_risk("I have never thought about suicide.") is None
     True
     """
