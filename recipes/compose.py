@@ -260,10 +260,10 @@ def main(argv: Sequence[str]) -> None:
     concepts = read_concepts(options.concepts or sorted(DATA.glob("concepts_*.jsonl")))
     concepts = [c for c in concepts if c.language in languages]
     splits = compose(concepts, options.seed, options.kinds.split(","))
-    keys = sorted({_split_key(q) for q in splits["train"]})
+    keys = sorted({split_key(q) for q in splits["train"]})
     first = set(_shuffled(keys, f"{options.seed}/sft")[: round(options.sft_share * len(keys))])
-    sft = [q for q in splits["train"] if _split_key(q) in first]
-    grpo = [q for q in splits["train"] if _split_key(q) not in first]
+    sft = [q for q in splits["train"] if split_key(q) in first]
+    grpo = [q for q in splits["train"] if split_key(q) not in first]
     if not sft or not grpo:
         raise ValueError(
             f"--sft-share {options.sft_share} leaves {len(sft)} questions for SFT and {len(grpo)} for GRPO"
@@ -277,7 +277,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"  {name:<18}{len(rows):>6} questions, {multiple} of them with several right options")
 
 
-def _split_key(question: Question) -> str:
+def split_key(question: Question) -> str:
     """Questions on one concept stay together; those on several go by themselves."""
     return question.id if question.kind == "multiple" else question.id.removesuffix("-field").rpartition("-")[0]
 

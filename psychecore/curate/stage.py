@@ -81,6 +81,7 @@ def run_stage(
     rows = _check_source(source, check)
     done = Done(folder, stage.name, [source], settings, [f"{stage.name}.jsonl", f"{stage.name}.rejects.jsonl"])
     if (counts := done.counts()) is not None:
+        (folder / f".{stage.name}.journal").unlink(missing_ok=True)  # killed right after it was done
         return counts
     work = _Work(folder, stage.name, done.key)
     with Progress(stage.name, rows, work.counts.read) as bar, work.open(), open(source, "rb") as file:

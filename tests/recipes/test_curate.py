@@ -1,0 +1,268 @@
+"""The curation recipe: killed with SIGKILL at 20 random moments it writes the same bytes; errors name file and line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import curate
+import pytest
+from cli import load_config
+from curate_models import Models
+from curate_options import STAGES, CurateRecipe
+
+from psychecore.curate.generator import Arrived, Reply, Request
+from psychecore.data.records import read_conversations, read_questions
+
+KILLS = int(os.environ.get("CURATE_KILLS", "20"))
+REPO = Path(__file__).resolve().parents[2]
+DATA = REPO / "recipes" / "data"
+NOT_COMPARED = {"timings.jsonl"}  # seconds
+WRITES = {"open", "os.rename", "os.remove", "os.mkdir", "os.truncate"}
+
+
+class Scripted:
+    """A model by rule: what it says depends on a hash of the request, and is often wrong, as a model's words are."""
+
+    def __init__(self, name: str):
+        self.name, self.identity = name, f"scripted {name}"
+
+    def generate_each(self, requests: Sequence[Request], arrived: Arrived) -> None:
+        for start in range(0, len(requests), 3):
+            part = range(start, min(start + 3, len(requests)))
+            arrived({number: Reply(self.say(requests[number]), -1.0) for number in part})
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        return [Reply(self.say(request), -1.0) for request in requests]
+
+    def close(self) -> None:
+        pass
+
+    def say(self, request: Request) -> str:
+        text = request.messages[-1]["content"]
+        lot = int.from_bytes(hashlib.sha256(f"{self.name}{text}{request.sample}".encode()).digest()[:4], "big")
+        if "Passage:" in text and "Quote:" in text:
+            passage = text.rpartition("Passage:")[2]
+            sentences = [part.strip() + "." for part in passage.split(".") if part.strip()]
+            return "\n\n".join(self.question(sentence, lot + n) for n, sentence in enumerate(sentences[:2]))
+        if "answerable: score" in text:
+            return "\n".join(
+                f"{criterion}: {5 if (lot >> n) % 8 else 2} - a reason"
+                for n, criterion in enumerate(("answerable", "unambiguous", "key", "sound"))
+            )
+        if "counsellor replied" in text.lower() or "A counsellor" in text:
+            reply = text.partition("counsellor replied:")[2].partition("Rewrite the")[0].strip()
+            return (
+                f"Thank you for writing. It sounds exhausting, and it makes sense that you feel alone with it. {reply}"
+            )
+        return f"<think>Because of what is known, {lot}.</think>{'ABCD'[lot % 4]}"
+
+    def question(self, sentence: str, lot: int) -> str:
+        words = ["memory of place", "a habit of years", "the first rule", "one fixed order", "no effect at all"]
+        options = [f"{letter}. {words[(lot + n) % 5]} {n}" for n, letter in enumerate("ABCD")]
+        stem, key = f"Question: What follows from it in case {lot % 97}?", f"Answer: {'ABCDX'[lot % 5]}"
+        return "\n".join([f"Quote: {sentence}", stem, "Type: single", *options, key])
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with small sources, in which recipes/curate.py runs with scripted models."""
+    monkeypatch.setattr(Models, "_make", lambda self, spec: Scripted(spec))
+    (tmp_path / "texts").mkdir()
+    for number, line in enumerate((DATA / "passages_en.jsonl").read_text("utf-8").splitlines()[:6]):
+        (tmp_path / "texts" / f"chapter{number}.md").write_text("# A chapter\n\n" + json.loads(line)["text"], "utf-8")
+    posts = (DATA / "posts_en.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (tmp_path / "posts.jsonl").write_text("".join(posts[::4]), "utf-8")
+    from compose import main as compose_main
+
+    compose_main(["--out", str(tmp_path / "data"), "--kinds", "field"])
+    rows = (tmp_path / "data" / "train.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (tmp_path / "given.jsonl").write_text("".join(rows[:40]), "utf-8")
+    return tmp_path
+
+
+def recipe(folder: Path, *flags: str) -> CurateRecipe:
+    options = {
+        "run.folder": folder / "out",
+        "run.batch_size": 7,
+        "sources.texts": folder / "texts",
+        "sources.posts": folder / "posts.jsonl",
+        "sources.questions": folder / "given.jsonl",
+        "models.author": "author",
+        "models.selectors": "one,two",
+        "hold_out.share": 0.1,
+        "rationale.keep_authored": "false",
+        "divide.grpo_minimum": 2,
+        "divide.sft_minimum": 2,
+        "divide.short": "move",
+    }
+    argv = [f"--{name}={value}" for name, value in options.items()]
+    return load_config(CurateRecipe, [*argv, *flags], None)
+
+
+def in_a_fork(work: Callable[[], object], log: Path) -> int:
+    """Run `work` in a child; its exit code, or minus the signal that ended it."""
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            with open(log, "w") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+                work()
+                code = 0
+        except BaseException:
+            log.write_text(traceback.format_exc())
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def counting(work: Callable[[], object], kill_at: int, told: Path) -> Callable[[], None]:
+    """`work`, during which every file operation, flush to disk and reply is a moment; SIGKILL comes at `kill_at`."""
+
+    def run() -> None:
+        moments = 0
+        inside = False
+
+        def moment() -> None:
+            nonlocal moments
+            moments += 1
+            if moments == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def audit(event: str, arguments: tuple[Any, ...]) -> None:
+            if inside and event in WRITES and (event != "open" or arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+                moment()
+
+        flush, say = os.fsync, Scripted.say
+
+        def counted_flush(descriptor: int) -> None:
+            moment()  # what was written before is in the file, but the journal does not speak of it yet
+            flush(descriptor)
+
+        def counted_say(self: Scripted, request: Request) -> str:
+            moment()
+            return say(self, request)
+
+        os.fsync, Scripted.say = counted_flush, counted_say  # type: ignore[assignment,method-assign]
+        sys.addaudithook(audit)
+        inside = True
+        work()
+        inside = False
+        os.fsync = flush
+        told.write_text(str(moments))
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a curation by name; the cache's lines in order, since a killed run may keep them in another."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in NOT_COMPARED}
+    found["config.toml"] = found["config.toml"].replace(str(folder.parent).encode(), b"")
+    lines = [json.loads(line) for line in found.pop("cache.jsonl").splitlines()]
+    assert len({line["key"] for line in lines}) == len(lines)  # nothing was asked twice and kept twice
+    found["cache.jsonl"] = json.dumps(sorted((line["key"], line["text"]) for line in lines)).encode()
+    return found
+
+
+def test_killed_at_random_moments_it_writes_the_same_bytes(place: Path) -> None:
+    config, out = recipe(place), place / "out"
+    log, told = place / "log", place / "moments"
+    assert in_a_fork(counting(lambda: curate.main(config), 0, told), log) == 0, log.read_text()
+    expected, moments = contents(out), int(told.read_text())
+    assert moments > 200
+    assert len(read_conversations(out / "sft.jsonl")) > 5  # it was no empty run
+    assert len(read_questions(out / "grpo.jsonl")) > 2
+    draw = random.Random(7)
+    for kill in sorted(draw.sample(range(1, moments + 1), KILLS)):
+        for path in out.iterdir():
+            path.unlink()
+        assert in_a_fork(counting(lambda: curate.main(config), kill, told), log) == -signal.SIGKILL
+        again = draw.randrange(1, moments)  # and once more while it recovers, if it lasts that long
+        assert in_a_fork(counting(lambda: curate.main(config), again, told), log) in (0, -signal.SIGKILL)
+        assert in_a_fork(lambda: curate.main(config), log) == 0, log.read_text()
+        found = contents(out)
+        assert sorted(found) == sorted(expected), f"killed at moment {kill}"
+        assert [name for name in expected if found[name] != expected[name]] == [], f"killed at moment {kill}"
+
+
+def test_all_stages_at_once_or_one_by_one_give_the_same(place: Path) -> None:
+    curate.main(recipe(place))
+    expected = contents(place / "out")
+    for path in (place / "out").iterdir():
+        path.unlink()
+    for stage in STAGES:
+        curate.main(recipe(place, f"--run.stage={stage}"))
+    found = contents(place / "out")
+    found["config.toml"] = expected["config.toml"]  # it says which stage was run last
+    assert found == expected
+
+
+def test_every_row_is_kept_or_dropped_with_a_reason_and_the_splits_are_apart(place: Path) -> None:
+    curate.main(recipe(place))
+    out = place / "out"
+    manifest = json.loads((out / "manifest.json").read_text())
+    for stage in manifest["stages"]:
+        if stage["name"] not in ("questions",):  # a passage gives several
+            assert stage["read"] == stage["kept"] + sum(stage["rejected"].values()), stage
+    splits = {name: (out / f"{name}.jsonl").read_text().splitlines() for name in ("sft", "grpo", "heldout")}
+    passages = {
+        name: {row["passage_id"] for row in map(json.loads, rows) if row.get("passage_id")}
+        for name, rows in splits.items()
+    }
+    assert not passages["sft"] & passages["grpo"]
+    assert not (passages["sft"] | passages["grpo"]) & passages["heldout"]
+    assert manifest["prompts"].keys() == {"questions.toml", "quality.toml", "rationale.toml", "dialogue.toml"}
+    assert [one["name"] for one in manifest["models"]["selectors"]] == ["one", "two"]
+    answered = [json.loads(line) for line in (out / "select.jsonl").read_text().splitlines()]
+    assert all(set(row["answers"]) == {"one", "two"} for row in answered)
+
+
+def test_a_changed_option_runs_only_the_stages_that_depend_on_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curate.main(recipe(place))
+    before = {path.name: path.stat().st_mtime_ns for path in (place / "out").glob("*.done.json")}
+    curate.main(recipe(place, "--select.seed=7"))
+    changed = {p.name for p in (place / "out").glob("*.done.json") if p.stat().st_mtime_ns != before[p.name]}
+    assert changed >= {"select_1.done.json", "select.done.json"}
+    assert not changed & {"clean.done.json", "questions.done.json", "quality.done.json", "dialogue.done.json"}
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("given.jsonl", '{"id": "x", "question": "?"}', r"given.jsonl line 41: key 'options' is missing"),
+        ("given.jsonl", "not json", r"given.jsonl line 41: "),
+        ("posts.jsonl", '{"id": "x", "post": "p"}', r"posts.jsonl line \d+: no reply"),
+        ("texts/more.jsonl", '{"id": "x", "text": 5}', r"more.jsonl line 1: text is 5"),
+    ],
+)
+def test_a_wrong_row_is_named_by_file_and_line(place: Path, file: str, line: str, message: str) -> None:
+    with open(place / file, "a", encoding="utf-8") as added:
+        added.write(line + "\n")
+    with pytest.raises(ValueError, match=message):
+        curate.main(recipe(place))
+
+
+def test_a_stage_without_what_it_needs_says_what_to_run(place: Path) -> None:
+    with pytest.raises(ValueError, match=r"clean.jsonl is missing: run the stages before"):
+        curate.main(recipe(place, "--run.stage=quality"))
+
+
+def test_a_role_without_a_model_says_which_option_is_missing(place: Path) -> None:
+    with pytest.raises(ValueError, match=r"models.author"):
+        curate.main(recipe(place, "--models.author="))
+
+
+def test_an_unknown_stage_is_refused(place: Path) -> None:
+    with pytest.raises(ValueError, match=r"stage is 'selection'"):
+        recipe(place, "--run.stage=selection")
