@@ -35,7 +35,7 @@ test-slow: $(VENV)/.installed-test ## the tests that are too long for make test
 
 faults: $(VENV)/.installed-test ## kill -9 at 100 random moments, and every other fault that the tests know
 	$(RUN) recipes/demo_model.py
-	KILLS=100 $(RUN) -m pytest tests/faults --durations=5 -s
+	KILLS=100 $(RUN) -m pytest tests/faults -m 'slow or not slow' --durations=5 -s
 
 # atheris instruments the code that it runs, so it has a venv of its own; a finding ends the target with its input's file.
 fuzz: $(FUZZ_VENV)/.installed ## look for inputs that break a promise of SECURITY.md: FUZZ_SECONDS for each surface

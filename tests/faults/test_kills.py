@@ -43,7 +43,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return left
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("sft", "grpo")  # the others are for `make faults`
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
 def test_a_run_killed_at_random_moments_loses_nothing(name: str, server: Any) -> None:
     recipe, ranks, flags, part = CASES[name]
     draw, count = random.Random(f"{SEED} {name}"), server.workplace / f"{name}-counts.json"

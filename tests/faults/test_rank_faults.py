@@ -17,7 +17,7 @@ from recipe_flags import recipe_flags
 QUICK = ["--evaluation.files", "", "--run.timeout_minutes", "0.15"]
 
 
-@pytest.mark.parametrize("stop", [False, True])
+@pytest.mark.parametrize("stop", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_stuck_rank_ends_the_other_within_the_time_out(stop: bool, server: Any) -> None:
     fault = [["stuck", {"phase": "update", "step": 2, "stop": stop}]]
     start = time.monotonic()
@@ -66,6 +66,7 @@ def test_a_row_that_only_one_rank_reads_wrongly_is_told_once(server: Any, tmp_pa
     assert output[1] == ""
 
 
+@pytest.mark.slow
 def test_ranks_that_finish_at_very_different_times_do_the_same_work(server: Any) -> None:
     results = []
     for name, faults in (("even", []), ("late", [["slow", {"phase": "reward", "seconds": 1.5}]])):
@@ -75,6 +76,7 @@ def test_ranks_that_finish_at_very_different_times_do_the_same_work(server: Any)
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_torchrun_s_restart_continues(server: Any, workplace: Path) -> None:
     flags = recipe_flags("sft", workplace, "restarted", QUICK[:2])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -96,6 +98,7 @@ def test_torchrun_s_restart_continues(server: Any, workplace: Path) -> None:
         assert (workplace / "restarted" / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_ranks(server: Any) -> None:
     """The same rows in the same order, and a loss that is equal within fp32 rounding."""
     stop = [["stop_after", {"step": 2, "number": signal.SIGTERM}]]
