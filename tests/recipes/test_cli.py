@@ -10,6 +10,7 @@ from typing import Literal
 
 import pytest
 from cli import dump_config, help_text, load_config
+from curate_options import CurateRecipe
 from grpo import GrpoRecipe
 from pipeline import Pipeline
 from sft import SftRecipe
@@ -119,7 +120,7 @@ def test_help_names_every_option_with_its_default(recipe: type) -> None:
         assert words in text
 
 
-@pytest.mark.parametrize("script", ["sft", "grpo", "pipeline", "compose", "demo_model"])
+@pytest.mark.parametrize("script", ["sft", "grpo", "curate", "pipeline", "compose", "demo_model"])
 def test_help_explains_the_script(script: str) -> None:
     done = subprocess.run(
         [sys.executable, str(REPO / "recipes" / f"{script}.py"), "--help"], capture_output=True, text=True, check=True
@@ -130,6 +131,9 @@ def test_help_explains_the_script(script: str) -> None:
 @pytest.mark.parametrize("preset", sorted(path.name for path in (REPO / "recipes" / "presets").glob("*.toml")))
 def test_every_preset_fits_its_recipes(preset: str) -> None:
     argv = ["--config", str(REPO / "recipes" / "presets" / preset)]
+    if preset.startswith("curate"):
+        assert load_config(CurateRecipe, argv, None, table="curate").run.folder
+        return
     assert load_config(SftRecipe, argv, None, table="sft").run.folder
     assert load_config(GrpoRecipe, argv, None, table="grpo").run.folder
 
