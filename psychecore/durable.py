@@ -43,18 +43,25 @@ def replace_folder(temporary: Path, target: Path) -> None:
 
 
 def remove_folder(target: Path) -> None:
-    """Remove a folder; stopped half-way, what is left of it no longer bears its name."""
+    """Remove a folder, or a link to one; stopped half-way, what is left of it no longer bears its name."""
     doomed = target.with_name(f".{target.name}.old")
-    shutil.rmtree(doomed, ignore_errors=True)
+    _remove(doomed)
     target.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    _remove(doomed)
 
 
-def tidy(folder: Path) -> None:
-    """Remove what a process that was killed left half-written or half-removed in a folder."""
-    for pattern in (".*.partial", ".*.old"):
-        for left in folder.glob(pattern):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+def tidy(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a process that was killed left half-written or half-removed of these names, which may be patterns."""
+    for name in names:
+        for left in [*folder.glob(f".{name}.partial"), *folder.glob(f".{name}.old")]:
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_file(path: Path) -> None:
@@ -87,11 +94,16 @@ def seal(folder: Path, digests: dict[str, str]) -> None:
     (folder / MANIFEST).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
 
 
-def damage(folder: Path, part: slice = slice(None)) -> str | None:
-    """What is wrong with a sealed folder, or None; only the `part` of its files is read, so that ranks can share."""
+def damage(folder: Path, part: slice = slice(None), ignored: tuple[str, ...] = ()) -> str | None:
+    """What is wrong with a sealed folder, or None; only the `part` of its files is read, so that ranks can share.
+
+    Files named in `ignored` may be there without standing in the manifest.
+    """
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         expected = [(name, int(entry["bytes"]), str(entry["sha256"])) for name, entry in sorted(files.items())]
+        if not expected:
+            return f"{MANIFEST} names no file"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -100,10 +112,15 @@ def damage(folder: Path, part: slice = slice(None)) -> str | None:
         path = folder / name
         if path.name != name or not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, not {size}"
-        if digest(path) != sha256:
-            return f"{name} is not what was written (its SHA-256 differs)"
+        try:
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, not {size}"
+            if digest(path) != sha256:
+                return f"{name} is not what was written (its SHA-256 differs)"
+        except OSError as error:  # a disk that can no longer read it
+            return f"{name} cannot be read ({error})"
+    if extra := sorted({path.name for path in folder.iterdir()} - files.keys() - {MANIFEST, *ignored}):
+        return f"{extra[0]} does not stand in {MANIFEST}"
     return None
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 EXIT_STUCK = 3
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: a terminal that was closed
 
 
 class PeerError(RuntimeError):
@@ -45,7 +46,10 @@ class Runtime:
     def say(self, text: str) -> None:
         """Print once per run, past any progress bar."""
         if self.first:
-            print(text, flush=True)
+            with suppress(
+                BrokenPipeError
+            ):  # a reader that is gone (`| tee`, on Ctrl-C) must not keep a run from saving
+                print(text, flush=True)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -96,6 +100,7 @@ class Watch:
     def __init__(self, rank: int = 0, timeout_seconds: float | None = None):
         self.rank, self.timeout_seconds = rank, timeout_seconds
         self.signal: int | None = None
+        self.over = threading.Event()  # this process leaves the run; threads that wait for others give up
         self._received = 0.0
         self._phase: tuple[str, float] | None = None
         if timeout_seconds is not None:
@@ -117,7 +122,8 @@ class Watch:
             name = signal.Signals(number).name
             if self.rank == 0:
                 text = f"{name}: finishing the step and saving; once more to stop at once\n"
-                os.write(sys.stderr.fileno(), text.encode())
+                with suppress(OSError, ValueError):
+                    os.write(sys.stderr.fileno(), text.encode())
         elif now - self._received > (3.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0):
             # under torchrun a Ctrl-C arrives twice: from the terminal, and passed on by the launcher
             os._exit(128 + number)
@@ -146,13 +152,13 @@ def runtime(device: str = "auto", timeout_minutes: float = 60.0) -> Iterator[Run
     """Join the process group that torchrun describes (or none), and leave it again.
 
     device: "cpu", "cuda", or "auto" for CUDA where there is one. CUDA uses nccl, the CPU gloo. A collective that waits
-    longer than `timeout_minutes` for another rank ends the run, and so does a phase that lasts longer. SIGTERM and
-    SIGINT are remembered for `Runtime.stop_signal`; a second one ends the process.
+    longer than `timeout_minutes` for another rank ends the run, and so does a phase that lasts longer. SIGTERM,
+    SIGINT and SIGHUP are remembered for `Runtime.stop_signal`; a second one ends the process.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device is {device!r}, but must be auto, cpu or cuda")
-    if not 0 < timeout_minutes < float("inf"):
-        raise ValueError(f"timeout_minutes is {timeout_minutes}, but must be above 0 and finite")
+    if not 0 < timeout_minutes <= 1e6:
+        raise ValueError(f"timeout_minutes is {timeout_minutes}, but must be above 0 and at most 1e6")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch sees no GPU; use --run.device cpu or auto")
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -173,14 +179,16 @@ def runtime(device: str = "auto", timeout_minutes: float = 60.0) -> Iterator[Run
     watch = Watch(rank, 60 * timeout_minutes)
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, watch.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, watch.on_signal) for number in SIGNALS}
     try:
         with _naming_the_network(f"rank {rank}, between phases"):
             yield Runtime(rank, world_size, place, watch)
             if world_size > 1:
                 dist.barrier()
     finally:
-        sys.stdout.flush()
+        with suppress(BrokenPipeError):
+            sys.stdout.flush()
+        watch.over.set()
         if world_size > 1:
             dist.destroy_process_group()
         for number, handler in before.items():
@@ -216,10 +224,12 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.ones(192, 192, dtype=dtype)
-        a @ a
-        start = time.perf_counter()
-        a @ a
-        seconds[dtype] = time.perf_counter() - start
+        times = []
+        for _ in range(10):  # the best of ten: one may fall into another process's turn
+            start = time.perf_counter()
+            a @ a
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times)
     return torch.bfloat16 if seconds[torch.bfloat16] < 2 * seconds[torch.float32] else torch.float32
 
 

@@ -127,11 +127,12 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         questions = read_questions(config.data.train)
         heldout = config.evaluation.read()
         model_folder = local_folder(config.model.path)
+        model_folders = [model_folder] + ([local_folder(config.reference.path)] if config.reference.path else [])
         tokenizer = load_tokenizer(model_folder)
         prompts = encode(questions, tokenizer, config.data.max_prompt_tokens)
     folder, train, config_text = config.run.folder, config.train, dump_config(config)
     open_run_folder(folder, config_text, runtime)
-    inputs = hash_inputs(model_folder, [config.data.train, *map(Path, config.evaluation.files)], runtime)
+    inputs = hash_inputs(model_folders, [config.data.train, *map(Path, config.evaluation.files)], runtime)
 
     total_steps = steps_of(config.run, len(questions), train.prompts_per_step)
     warn_if_too_large(config, runtime)
@@ -146,7 +147,7 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
     for name in ("metrics.jsonl", "timings.jsonl", "samples.jsonl"):
         log.keep_until(name, first_step)
     if "reference" in state:
-        now = hash_inputs(reference_folder(config, last_refresh(config, first_step)), [], runtime)
+        now = hash_inputs([reference_folder(config, last_refresh(config, first_step))], [], runtime)
         check_hashes(state["reference"], now, "the reference was refreshed")
     reference = load_reference(config, first_step, policy.compute_dtype, runtime)
     sampling = config.sampling
@@ -226,7 +227,7 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
             with runtime.phase("reference"):
                 save_model(policy, tokenizer, reference_folder(config, step), dtype=policy.compute_dtype)
                 reference = load_reference(config, step, policy.compute_dtype, runtime)
-            state["reference"] = hash_inputs(reference_folder(config, step), [], runtime)
+            state["reference"] = hash_inputs([reference_folder(config, step)], [], runtime)
         if end_step(config.run, state, total_steps, checkpoints, optimizer, runtime):
             return
         prune_references(config, runtime)
@@ -284,10 +285,11 @@ def reference_folder(config: GrpoRecipe, step: int) -> Path:
 def prune_references(config: GrpoRecipe, runtime: Runtime) -> None:
     """Remove the references that no checkpoint needs any more."""
     checkpoints, folder = list_checkpoints(config.run.folder / "checkpoints"), config.run.folder / "reference"
-    if runtime.first and checkpoints and folder.is_dir():
-        needed = reference_folder(config, last_refresh(config, int(checkpoints[0].name[5:])))
+    if runtime.first and checkpoints and config.reference.refresh_every and folder.is_dir():
+        steps = {last_refresh(config, int(path.name[5:])) for path in checkpoints}
+        newest = reference_folder(config, max(steps)).name  # a checkpoint may be on its way
         for old in sorted(folder.glob("step_*")):
-            if old.name < needed.name:
+            if old.name < newest and old not in {reference_folder(config, step) for step in steps}:
                 remove_folder(old)
 
 

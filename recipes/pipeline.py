@@ -15,6 +15,7 @@ Each stage is a process of its own (torchrun where `processes` is above 1), and 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from sft import SftRecipe
 from psychecore.curate.assemble import MANIFEST_FILE
 from psychecore.data.records import read_questions
 from psychecore.durable import replace_file
+from psychecore.runtime import SIGNALS
 
 RECIPES = Path(__file__).resolve().parent
 
@@ -128,30 +130,34 @@ def run_stage(
 ) -> None:
     """Run one recipe as a process; `name` tells apart two stages of one recipe.
 
-    Raises SystemExit with its exit code where it fails or is stopped by a signal.
-
-    A signal is the stage's to obey (it saves first), so it is passed on and waited for.
+    Raises SystemExit with its exit code where it fails or is stopped by a signal. A signal is the stage's to obey (it saves first), so it is passed on and waited for.
     """
     name = name or recipe
     print(f"\n== {name}", flush=True)
     options.folder.mkdir(parents=True, exist_ok=True)
     preset = options.folder / f"{name}.toml"
     replace_file(preset, [dump_config(config)])
-    launcher = [sys.executable]
-    if options.processes > 1 and recipe != "curate":
+    launcher, environment = [sys.executable], dict(os.environ)
+    if options.processes > 1 and not isinstance(config, CurateRecipe):
+        # torchrun kills its ranks 30 s after a signal, where a step may take longer
+        environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(int(60 * config.run.timeout_minutes))
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.processes)]
-    # a session of its own: a Ctrl-C then reaches the stage once, from here
-    stage = subprocess.Popen(
-        [*launcher, str(RECIPES / f"{recipe}.py"), "--config", str(preset)], start_new_session=True
-    )
     received: list[int] = []
+    stages: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, frame: Any) -> None:
         received.append(number)
-        stage.send_signal(number)
+        for stage in stages:
+            stage.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
+        # a session of its own: a Ctrl-C then reaches the stage once, from here
+        command = [*launcher, str(RECIPES / f"{recipe}.py"), "--config", str(preset)]
+        stage = subprocess.Popen(command, start_new_session=True, env=environment)
+        stages.append(stage)
+        if received:
+            stage.send_signal(received[0])
         code = stage.wait()
     finally:
         for number, handler in before.items():

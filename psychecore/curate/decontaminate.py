@@ -6,7 +6,7 @@ There is no hashing that could miss one.
 
 | reason | the row |
 |---|---|
-| benchmark_exact | equals an item (stem and options) after normalisation |
+| benchmark_exact | equals an item after normalisation: stem and options, or a stem that no other item has |
 | benchmark_near | has a similarity of at least `threshold` to an item |
 | holds_benchmark | contains at least `containment` of an item's question, or of its case, within a longer text |
 | inside_benchmark | is itself contained to that degree in an item's case |
@@ -78,6 +78,11 @@ class Benchmarks:
         for number, item in enumerate(items):
             self._keys.setdefault(item.key, []).append(number)
         shared = Counter(item.stem.tobytes() for item in {item.key: item for item in items}.values())
+        self._stems = {  # from 8 Chinese characters or 7 words
+            item.stem.tobytes(): number
+            for number, item in enumerate(items)
+            if len(item.stem) >= 6 and shared[item.stem.tobytes()] == 1
+        }
         questions = [
             item.stem if len(item.stem) >= config.least_shingles and shared[item.stem.tobytes()] == 1 else item.body
             for item in items
@@ -107,6 +112,9 @@ class Benchmarks:
         for number in self._keys.get(row.key, []):
             if not other_case[number]:
                 return "benchmark_exact", f"the same as {self._names[number]}"
+        same_stem = self._stems.get(row.stem.tobytes())
+        if same_stem is not None and not other_case[same_stem]:
+            return "benchmark_exact", f"the same stem as {self._names[same_stem]}"
         near = np.where(other_case, 0.0, _jaccard(in_body[self._bodies], sizes[self._bodies], len(row.body)))
         if near.max() >= self.config.threshold:
             return "benchmark_near", f"{near.max():.3f} like {self._names[int(near.argmax())]}"

@@ -11,7 +11,7 @@ row is dropped below the threshold, and of the pairs above it at most 1 - `recal
     kept        in each cluster, from the best row down, every row without a kept near-duplicate
 
 The bands are sorted here and not put into datasketch's MinHashLSH, which finds the same pairs (a test compares them)
-but takes 34 s and 720 MB for 100,000 rows where sorting takes 3 s and 20 MB (benchmarks/dedupe.py).
+but takes 36 s and 700 MB for 100,000 rows where sorting takes 1 s and 21 MB (benchmarks/dedupe.py).
 
 Memory: 128 minima (512 bytes) and some 200 bytes a row; shingles lie in a temporary file. Time grows with the number
 of rows and of candidate pairs: a bucket of m rows that are alike, yet below the threshold, costs m^2 / 2 comparisons.

@@ -32,13 +32,13 @@ BENCHMARK_FILE = re.compile(r"[^\s/\\]+\.jsonl?\b")
 
 
 class Examples:
-    """A few rows of many: those with the lowest hash."""
+    """A few rows of many: those whose ids hash lowest, the first of those without an id."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, dict[str, Any]]] = []
 
     def add(self, row: dict[str, Any]) -> None:
-        lot = -int.from_bytes(hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest()[:8])
+        lot = -int.from_bytes(hashlib.sha256(str(row.get("id")).encode("utf-8", "replace")).digest()[:8])
         if len(self._heap) < EXAMPLES:
             heapq.heappush(self._heap, (lot, len(self._heap), row))
         elif lot > self._heap[0][0]:
@@ -153,6 +153,8 @@ def _read_stage(folder: Path, name: str, counted: dict[str, Any], data: ReportDa
             stage.kinds[file][kind] += 1
             if kind == "questions" and ("question" in row or name == "assemble"):
                 stage.areas[file][str(row.get("area") or "no area")] += 1
+            if name == "assemble" and "question" in row:
+                continue  # GRPO's rows; SFT's questions are conversations by now, so lengths would tell of half of them
             for measure, text in _texts(row):
                 stage.lengths[measure, _language(row, text)][len(text)] += 1
     for row in _rows(folder / f"{name}.rejects.jsonl"):
@@ -243,8 +245,9 @@ def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "question", str(row["question"])
         if row.get("rationale"):
             yield "rationale", str(row["rationale"])
-    elif "messages" in row and _is_dialogue(row):
-        yield "reply of a dialogue", "".join(m["content"] for m in row["messages"] if m.get("role") == "assistant")
+    elif "messages" in row:
+        name = "reply of a dialogue" if _is_dialogue(row) else "worked answer"
+        yield name, "".join(m["content"] for m in row["messages"] if m.get("role") == "assistant")
     elif "post" in row:
         yield "post", str(row["post"])
     elif "text" in row:

@@ -30,8 +30,8 @@ class Risk(NamedTuple):
 def find_risk(post: str) -> Risk | None:
     """The first kind of risk, in the order of RISKS, that the post shows; None where the rules see none.
 
-    >>> find_risk("Since the summer I have been cutting my arms.")
-    Risk(kind='self-harm', evidence='cutting my arms')
+    >>> find_risk("Since the summer I cut my arms.")
+    Risk(kind='self-harm', evidence='cut my arms')
     >>> find_risk("I have never thought about suicide.") is None
     True
     """
@@ -144,7 +144,7 @@ _SIGNS = {
         down|off|out|corners|class|grass|ties|contact|people|him|her|them|it|the|costs))
         \brazor(?: blade)?s?\b
         \b(?:bang\w*|hit|hits|hitting|smash\w*) (?:my|his|her) head (?:on|against|into|off)\b
-        \burges? to (?:cut|hurt|burn)\b
+        \burges? to (?:cut|(?:hurt|burn) <SELF>)\b
         自[残伤虐]|(?:伤害|弄伤)了?我?自己|撞墙
         (?:划|割|扎|烫|掐|咬|抓|刺|砍)(?:了|着|过|破|伤)?(?:我)?自己
         (?:划|割|烫|扎|咬)(?:了|着|过|破|伤)?.{0,4}(?:手臂|胳膊|手腕|大腿|手背|手指|皮肤)

@@ -24,7 +24,7 @@ _STOP = frozenset(
     take than that that's the their them then there these they thing this those though through to too try under
     until up us very want was way we well were what when where whether which while who whom why will with
     without won't would you you'll you're you've your yours yourself consider suggest recommend maybe really
-    """.split()  # noqa: SIM905 - a list of 200 quoted words reads worse
+    """.split()
 )
 _SUFFIXES = ("ations", "ation", "ments", "ment", "ings", "edly", "ness", "ies", "ing", "ed", "es", "ly", "s", "y", "e")
 _STOP_CJK = re.compile(

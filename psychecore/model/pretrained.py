@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from psychecore.durable import replace_folder
+from psychecore.durable import replace_folder, require_space
 from psychecore.model.config import ModelConfig
 from psychecore.model.decoder import Decoder
 from psychecore.untrusted import read_json, within
@@ -274,7 +274,11 @@ class _ShardWriter:
             (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _flush(self) -> None:
-        save_file(self.pending, self.folder / f"part-{len(self.written)}", metadata={"format": "pt"})
+        require_space(self.folder, self.bytes + 2**20)
+        try:
+            save_file(self.pending, self.folder / f"part-{len(self.written)}", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{self.folder} could not be written: {error}") from None
         self.written.append(list(self.pending))
         self.total += self.bytes
         self.pending, self.bytes = {}, 0

@@ -99,12 +99,12 @@ class Checkpoints:
         skipped: list[str] = []
         with self.runtime.together("tidying the checkpoints"):
             if self.runtime.first:
-                tidy(self.folder)
+                tidy(self.folder, ["step_*"])
         names = gather_json([path.name for path in list_checkpoints(self.folder)], CPU)[0]
         found: Path | None = None
         for name in reversed(names):
             part = slice(self.runtime.rank, None, self.runtime.world_size)
-            told = gather_json(damage(self.folder / name, part) or _misplaced(self.folder / name), CPU)
+            told = gather_json(damage(self.folder / name, part, (MARK,)) or _misplaced(self.folder / name), CPU)
             reason = next((text for text in told if text is not None), None)
             if reason is None:
                 found = self.folder / name
@@ -173,9 +173,9 @@ class Checkpoints:
             digests[f"shard_{rank:05}.safetensors"] = report["sha256"]
             (partial / f".shard_{rank:05}.json").unlink()
         (partial / "state.json").write_text(json.dumps(row, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        if mark:
-            (partial / MARK).touch()
         seal(partial, digests)
+        if mark:
+            (partial / MARK).touch()  # not sealed: a person may put it there, or take it away
         replace_folder(partial, target)
         self._prune()
 
@@ -184,7 +184,8 @@ class Checkpoints:
         while not path.exists():  # written beside and renamed, so that it is whole when it is there
             if time.monotonic() > limit:
                 raise TimeoutError(f"{path} was not written in time")
-            time.sleep(0.01)
+            if self.runtime.watch.over.wait(0.01):
+                raise RuntimeError("the run ended before every rank had written its part")
         return json.loads(path.read_text(encoding="utf-8"))
 
     def _partial(self, target: Path) -> Path:

@@ -255,7 +255,8 @@ OPTIONS = ("冯特，莱比锡", "铁钦纳，纽约", "詹姆士，波士顿", 
     [
         (question("1", f"3、{STEM}（ ）", *OPTIONS), "benchmark_exact", "14-16.json item 1"),
         (question("1", STEM.replace("创办者", "建立者"), *OPTIONS), "benchmark_near", "14-16.json item 1"),
-        (question("1", STEM, "巴黎", "伦敦"), "holds_benchmark", "14-16.json item 1"),
+        (question("1", STEM, "巴黎", "伦敦"), "benchmark_exact", "the same stem as 14-16.json item 1"),
+        (question("1", STEM + "什么", "巴黎", "伦敦"), "holds_benchmark", "14-16.json item 1"),
         (
             {"id": "1", "text": f"考前复习。有人问{STEM}？答案是冯特，莱比锡。" + ZH},
             "holds_benchmark",

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from curate.model_replies import EN, PASSAGES, REPLIES, ZH, Expected
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_replies import EN, PASSAGES, REPLIES, ZH, Expected
 
 from psychecore.curate.drafts import MAX_REPLY, read_drafts
 from psychecore.curate.generator import Reply, Request

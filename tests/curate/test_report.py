@@ -12,7 +12,9 @@ import pytest
 from browser import chromium, complaints, resize
 from test_review_page import HOSTILE, LOW_CONTRAST
 
+from psychecore.curate.assemble import Provenance, Sources, assemble
 from psychecore.curate.charts import Node, Part, bars, flow, histogram, quantile
+from psychecore.curate.divide import DivideConfig, divide
 from psychecore.curate.report import write_report
 from psychecore.curate.report_data import EXAMPLES, read_folder
 
@@ -101,7 +103,9 @@ def curated(folder: Path, size: int = 120) -> dict[str, int]:
     ]
     lost = [{**posts[i], "reason": "advice_lost", "detail": "the reply said 'go out'"} for i in range(22, 30)]
     write(folder, "dialogue", talks, lost)
-    final = [{**one, "messages": talks[0]["messages"], "kind": "question"} for one in sft]
+    final = [
+        {"id": one["id"], "area": one["area"], "messages": talks[0]["messages"], "kind": "question"} for one in sft
+    ]
     write(folder, "sft", final + [{**one, "kind": "dialogue"} for one in talks])
     write(folder, "grpo", grpo)
     write(folder, "heldout", [question(1000 + i, rng) for i in range(8)])
@@ -196,6 +200,39 @@ def test_without_a_matrix_the_answers_in_the_rows_are_counted(tmp_path: Path) ->
     found = read_folder(tmp_path).selectors
     assert (found.right["m"], found.answers["m"], found.right["n"]) == (1, 2, 0)
     assert found.got_by_area == {("x", "m"): 1, ("x", "n"): 0}
+
+
+def test_what_divide_and_assemble_really_write_is_understood(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    rows = []
+    for place in range(30):
+        one = {**question(place, rng), "rationale": "It follows.", "passage_id": f"p{place}"}
+        given = {name: [{"text": "", "letters": "B", "right": rng.random() < 0.4}] for name in ("m", "n")}
+        rows.append({**one, "answers": given})
+    write(tmp_path, "select", rows, [])
+    divide(tmp_path / "select.jsonl", tmp_path, DivideConfig())
+    talk = {"id": "d", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bc"}]}
+    write(tmp_path, "dialogue", [{**talk, "source": "posts", "risk": None, "post_id": "1"}], [])
+    names = ("questions_sft.jsonl", "questions_grpo.jsonl", "dialogue.jsonl")
+    stages = [{"name": "select", "read": 31, "kept": 30, "rejected": {}}]
+    assemble(Sources(*(tmp_path / name for name in names)), tmp_path, 0, Provenance(stages=stages))
+    data = read_folder(tmp_path)
+    easy = sum(any(answer[0]["right"] for answer in row["answers"].values()) for row in rows)
+    assert [stage.name for stage in data.stages] == ["dialogue", "select", "divide", "assemble"]
+    select, divided, final = data.stages[1:]
+    assert select.read == 31
+    assert divided.kept == {"questions_sft.jsonl": easy, "questions_grpo.jsonl": 30 - easy}
+    assert final.kept == {"sft.jsonl": easy + 1, "grpo.jsonl": 30 - easy}
+    assert final.kinds["sft.jsonl"] == {"questions": easy, "dialogues": 1}
+    assert final.areas["sft.jsonl"].total() == easy
+    assert final.lengths["reply of a dialogue", "en"] == Counter({2: 1})
+    assert final.lengths["worked answer", "en"].total() == easy
+    assert divided.lengths["question", "en"].total() == 30
+    assert ("question", "en") not in final.lengths  # only the hard ones are questions still
+    matrix = data.selectors.sets
+    assert sum((sets for sets in matrix.values()), Counter()) == Counter(sft=easy, grpo=30 - easy)
+    assert set(data.selectors.kappa) == {("m", "n")}
+    write_report(tmp_path, tmp_path / "report.html")
 
 
 def test_what_was_decontaminated_is_told_by_benchmark(tmp_path: Path) -> None:

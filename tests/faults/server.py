@@ -7,6 +7,7 @@ file that change what the recipe calls, in the child alone. `limit` seconds afte
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "recipes"))
 
 import cli  # noqa: E402
+import common  # noqa: E402
 import grpo  # noqa: E402
 import sft  # noqa: E402
 import torch  # noqa: E402
@@ -230,8 +232,36 @@ def trusting() -> None:
     run_state.require_space = lambda folder, needed: None
 
 
+def second() -> None:
+    """While the first step runs, another process of the same user wants the same run folder."""
+
+    def try_to_lock() -> None:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                common._lock(Path(common._LOCKS[-1].name).parent)
+            except ValueError as error:
+                print(f"second: {error}", flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    wrap(sft, "sft_step", try_to_lock)
+
+
+def deaf() -> None:
+    """Whoever read the output is gone when the update begins: `| tee` dies of the same Ctrl-C."""
+
+    def close() -> None:
+        reading, writing = os.pipe()
+        os.close(reading)
+        os.dup2(writing, 1)
+        os.dup2(writing, 2)
+
+    wrap(sft, "sft_step", close)
+
+
 FAULTS = {f.__name__: f for f in (stop_after, nonfinite, reward, same_reward, says_nothing, never_stops, stuck, killed)}
-FAULTS |= {"slow": slow, "trusting": trusting}
+FAULTS |= {"slow": slow, "trusting": trusting, "second": second, "deaf": deaf}
 
 
 def child(job: dict[str, Any], rank: int, port: int) -> None:
@@ -264,8 +294,9 @@ def child(job: dict[str, Any], rank: int, port: int) -> None:
 
         traceback.print_exc()
         code = 99
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 QUICK = ["--evaluation.files", ""]
 
@@ -58,6 +59,13 @@ def test_a_signal_lets_the_step_finish_saves_and_exits_0(
     assert [row["step"] for row in metrics(folder)] == [1, 2, 3, 4]
     if ranks == 1:
         assert_same(folder, undisturbed)
+
+
+def test_a_signal_saves_even_where_nobody_reads_the_output_any_more(server: Any) -> None:
+    stop = [["deaf", {}], ["stop_after", {"step": 2, "number": signal.SIGINT}]]
+    codes, _ = server.run("sft", "deaf", [*QUICK, "--run.checkpoint_every", "100"], faults=stop)
+    assert codes == [0]
+    assert checkpoints(server.workplace / "deaf") == ["step_000002"]
 
 
 def test_a_second_signal_ends_at_once(server: Any) -> None:
@@ -113,7 +121,7 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("what", ["model bit", "model truncated", "model removed", "tokenizer", "data"])
+@pytest.mark.parametrize("what", ["model bit", "model truncated", "model removed", "tokenizer", "file added", "data"])
 def test_a_model_or_data_that_changed_between_runs_is_named(what: str, server: Any, tmp_path: Path) -> None:
     shutil.copytree(server.workplace / "model", tmp_path / "model")
     shutil.copyfile(server.workplace / "data" / "sft.jsonl", tmp_path / "sft.jsonl")
@@ -136,6 +144,8 @@ def test_a_model_or_data_that_changed_between_runs_is_named(what: str, server: A
     elif what == "tokenizer":
         path = tmp_path / "model" / "tokenizer_config.json"
         path.write_text(path.read_text() + " ")
+    elif what == "file added":
+        (tmp_path / "model" / "added.json").write_text("{}")
     else:
         rows = (tmp_path / "sft.jsonl").read_text().splitlines(keepends=True)
         (tmp_path / "sft.jsonl").write_text("".join(rows[:1] + rows[2:] + rows[1:2]))
@@ -145,6 +155,24 @@ def test_a_model_or_data_that_changed_between_runs_is_named(what: str, server: A
     assert expected in output[0]
     assert {path: path.read_bytes() for path in before} == before
     assert "Traceback" not in output[0]
+
+
+def test_what_is_not_finite_in_the_base_model_is_named(server: Any, tmp_path: Path) -> None:
+    shutil.copytree(server.workplace / "model", tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    for recipe in ("sft", "grpo"):
+        flags = [*QUICK, "--model.path", str(tmp_path / "model")]
+        codes, output = server.run(recipe, f"{recipe}-nan-base", flags)
+        assert codes == [2], output
+        assert "weight layers.1.down.weight has 1 values that are not finite" in output[0]
+
+
+def test_a_run_folder_is_held_by_one_process(server: Any) -> None:
+    codes, output = server.run("sft", "held", [*QUICK, "--run.steps", "1"], faults=[["second", {}]])
+    assert codes == [0], output
+    assert "second: another process is at work on the run" in output[0]
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient", "weight"])

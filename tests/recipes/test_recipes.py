@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from common import essentials, text_hash
 from recipe_flags import recipe_flags
 
 import psychecore as pc
@@ -40,7 +40,7 @@ def rename_run(folder: Path, before: str) -> None:
     """Make a copied run folder believe that it was always called so."""
     path = folder / "config.toml"
     path.write_text(path.read_text().replace(before, folder.name))
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    sha256 = text_hash(json.dumps(essentials(path.read_text()), sort_keys=True))
     for checkpoint in (folder / "checkpoints").iterdir():
         state = json.loads((checkpoint / "state.json").read_text()) | {"config_sha256": sha256}
         (checkpoint / "state.json").write_text(json.dumps(state))
@@ -157,6 +157,28 @@ def test_another_reference_holds_the_policy_to_itself(workplace: Path) -> None:
     done = run("grpo", workplace, "held", *flags)
     assert done.returncode == 0, done.stderr
     assert metrics(workplace, "held")[0]["kl"] > 0.001
+
+
+def test_how_often_it_saves_and_how_long_it_waits_may_change_when_a_run_continues(
+    finished: tuple[str, Path],
+) -> None:
+    recipe, workplace = finished
+    flags = ["--run.timeout_minutes", "90", "--run.keep_checkpoints", "3", "--optimizer.nonfinite", "skip"]
+    done = run(recipe, workplace, f"{recipe}-1", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "after step 4" in done.stdout
+
+
+def test_a_folder_that_is_no_run_is_left_alone(workplace: Path) -> None:
+    (workplace / "mine" / "export").mkdir(parents=True)
+    (workplace / "mine" / "export" / "thesis.txt").write_text("x")
+    done = run("sft", workplace, "mine")
+    assert done.returncode == 2
+    assert "is no run folder (it has no config.toml) but holds files" in done.stderr
+    assert [str(path.relative_to(workplace / "mine")) for path in (workplace / "mine").rglob("*")] == [
+        "export",
+        "export/thesis.txt",
+    ]
 
 
 def test_a_folder_with_another_configuration_is_left_alone(finished: tuple[str, Path]) -> None:
