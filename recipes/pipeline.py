@@ -130,7 +130,8 @@ def run_stage(
 ) -> None:
     """Run one recipe as a process; `name` tells apart two stages of one recipe.
 
-    Raises SystemExit with its exit code where it fails or is stopped by a signal. A signal is the stage's to obey (it saves first), so it is passed on and waited for.
+    Raises SystemExit with its exit code where it fails or is stopped by a signal. A signal is the stage's to obey (it
+    saves first), so it is passed on and waited for.
     """
     name = name or recipe
     print(f"\n== {name}", flush=True)
