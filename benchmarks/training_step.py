@@ -210,7 +210,7 @@ def plain(options: argparse.Namespace) -> list[float]:
     from transformers import AutoModelForCausalLM
 
     rows = encoded(options)
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=getattr(torch, options.dtype))  # nosec B615 local folder
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=getattr(torch, options.dtype))  # a folder of ours # nosec
     rates = []
     for step in range(options.steps + 1):
         batch = sorted(rows[BATCH * step : BATCH * (step + 1)], key=lambda row: len(row.ids))

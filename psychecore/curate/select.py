@@ -88,7 +88,7 @@ class SelectStage:
     def _question(self, row: dict[str, Any]) -> Question | str:
         """The row as a question, or why it is none."""
         if row.get("id") in self.held_out:
-            raise ValueError(f"question {row['id']!r} is held out, but came to a selector: select from the other rows")
+            raise ValueError(f"question {row['id']!r} is held out, but came to a selector: give it the other rows only")
         if twice := {selector.name for selector in self.selectors} & set(row.get("answers", {})):
             raise ValueError(f"question {row.get('id')!r} has answers of {min(twice)!r} already: name selectors apart")
         try:
