@@ -76,6 +76,12 @@ def peak_memory_gib(device: torch.device) -> float:
     """Highest memory use so far, GiB: of the GPU, or of the process on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if (
+        status := Path("/proc/self/status")
+    ).exists():  # Linux's ru_maxrss starts with the peak of the process that started this one
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 

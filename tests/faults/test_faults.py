@@ -170,7 +170,7 @@ def test_what_is_not_finite_in_the_base_model_is_named(server: Any, tmp_path: Pa
 
 
 def test_a_run_folder_is_held_by_one_process(server: Any) -> None:
-    codes, output = server.run("sft", "held", [*QUICK, "--run.steps", "1"], faults=[["second", {}]])
+    codes, output = server.run("sft", "one-process", [*QUICK, "--run.steps", "1"], faults=[["second", {}]])
     assert codes == [0], output
     assert "second: another process is at work on the run" in output[0]
 

@@ -152,9 +152,9 @@ class Letters:
 class Watched(Optimizer):
     """Keeps what each step has for gradients."""
 
-    def step(self) -> float:
+    def step(self, loss: float = 0.0) -> float:
         self.seen = [*getattr(self, "seen", []), {name: m.grad.clone() for name, m in self.masters.items()}]
-        return super().step()
+        return super().step(loss)
 
 
 def prepare(folder: Path) -> None:

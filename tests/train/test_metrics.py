@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -49,6 +51,16 @@ def test_training_flops_are_six_per_weight_and_token_the_head_for_labels_only() 
 def test_the_machine_s_figures_are_plausible() -> None:
     assert 0.01 < peak_memory_gib(torch.device("cpu")) < 1000
     assert 1e8 < matmul_peak(ALONE, torch.float32, size=256, seconds=0.01) < 1e15
+
+
+def test_peak_memory_is_this_process_s_own_not_its_starter_s() -> None:
+    held = torch.ones(peak := 600 * 2**20, dtype=torch.uint8)  # bytes, all resident
+    code = "import torch; from psychecore.train.metrics import peak_memory_gib as g; print(g(torch.device('cpu')))"
+    child = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    own = peak_memory_gib(torch.device("cpu"))
+    assert held.sum().item() == peak
+    assert own * 2**30 > peak
+    assert child * 2**30 < own * 2**30 - peak / 4
 
 
 def test_the_stopwatch_adds_up_by_phase() -> None:
