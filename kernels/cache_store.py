@@ -116,8 +116,8 @@ def _kernel(  # type: ignore[no-untyped-def]
 def compile_cases() -> list[CompileCase]:
     """Key/value heads of Qwen2.5-0.5B (2 of 64), 7B (4 of 128) and 72B (8 of 128)."""
     cases = []
-    strides = ("k_token_stride", "k_head_stride", "v_token_stride", "v_head_stride")
-    strides += ("slot_stride", "head_stride", "place_stride")
+    new = ("k_token_stride", "k_head_stride", "v_token_stride", "v_head_stride")
+    strides = (*new, "slot_stride", "head_stride", "place_stride")
     for heads, width in ((2, 64), (4, 128), (8, 128)):
         for dtype in ("bf16", "fp32"):
             for has_slots in (False, True):

@@ -47,11 +47,12 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_TNH: Tensor, k_TKH: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos_TR, sin_TR)
-        return _run(q_TNH, k_TKH, cos_TR, sin_TR, sign=1)
+        return _run(q_TNH, k_TKH, cos_TR, sin_TR, 1)
 
     @staticmethod
     def backward(ctx: Any, dq_TNH: Tensor, dk_TKH: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        return *_run(dq_TNH, dk_TKH, *ctx.saved_tensors, sign=-1), None, None
+        cos_TR, sin_TR = ctx.saved_tensors
+        return *_run(dq_TNH, dk_TKH, cos_TR, sin_TR, -1), None, None
 
 
 def _run(q_TNH: Tensor, k_TKH: Tensor, cos_TR: Tensor, sin_TR: Tensor, sign: int) -> tuple[Tensor, Tensor]:
