@@ -24,22 +24,18 @@ from common import (
     EvaluationOptions,
     ModelOptions,
     RunOptions,
-    check_hashes,
-    end_step,
     evaluate_sets,
     evaluated,
     evaluation_due,
-    hash_inputs,
     load_frozen,
     load_policy,
-    open_run_folder,
     option,
     quarters,
     record_evaluation,
-    resume,
     steps_of,
 )
 from planning import warn_if_too_large
+from run_folder import check_hashes, end_step, hash_inputs, open_run_folder, resume
 
 from psychecore.data.prompts import question_messages
 from psychecore.data.records import Question, read_questions

@@ -21,19 +21,16 @@ from common import (
     EvaluationOptions,
     ModelOptions,
     RunOptions,
-    end_step,
     evaluate_sets,
     evaluated,
     evaluation_due,
-    hash_inputs,
     load_policy,
-    open_run_folder,
     option,
     record_evaluation,
-    resume,
     steps_of,
 )
 from planning import warn_if_too_large
+from run_folder import end_step, hash_inputs, open_run_folder, resume
 from tqdm import tqdm
 
 from psychecore.data.records import Conversation, read_conversations
