@@ -150,12 +150,6 @@ def _logits(  # type: ignore[no-untyped-def]
 
 
 @jit
-def _add_pairs(a, b, c, d):  # type: ignore[no-untyped-def]
-    """Adds the pairs (a, b) and (c, d): two sums in one sweep over a tile hold fewer registers than two sweeps."""
-    return a + c, b + d
-
-
-@jit
 def _statistics_kernel(  # type: ignore[no-untyped-def]
     hidden_ptr, head_ptr, labels_ptr, partial_ptr, picked_ptr, tokens, vocabulary, width, hidden_stride, head_stride,
     inverse_temperature, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
@@ -178,7 +172,8 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
     top_T = tl.max(logits_TV, 1)
     below_TV = logits_TV - top_T[:, None]
     exp_TV = tl.exp(below_TV)
-    sum_T, weighted_T = tl.reduce((exp_TV, exp_TV * below_TV), 1, _add_pairs)
+    # both sums in one sweep over the tile: two sweeps hold so many registers that they spill
+    sum_T, weighted_T = tl.split(tl.sum(tl.join(exp_TV, exp_TV * below_TV), 1))
     n, tiles = (column // BLOCK_V).to(tl.int64), tl.cdiv(vocabulary, BLOCK_V)
     tl.store(partial_ptr + n * tokens + t, top_T, t < tokens)
     tl.store(partial_ptr + (tiles + n) * tokens + t, sum_T, t < tokens)
