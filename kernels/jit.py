@@ -1,4 +1,4 @@
-"""Triton where it is installed; elsewhere (macOS, Windows, a bare CPU) the modules still import, for their references."""
+"""Triton where it is installed; elsewhere (macOS, Windows) the modules still import, for their references."""
 
 from __future__ import annotations
 
