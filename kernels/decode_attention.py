@@ -1,8 +1,8 @@
 """Attention of few queries a sequence over its cached keys, split over the keys (FlashDecoding): for decoding.
 
 The queries that share a key/value head, N / K of each of a sequence's Q queries, stand as rows of one 64-row tile. So
-a key is read once for all of them: with a prompt's G samples as its Q queries, a prompt of P tokens costs its keys once,
-not G times (16 samples of Qwen2.5-7B are 112 rows: two tiles, and the second finds the keys in the L2 cache).
+a key is read once for all of them: with a prompt's G samples as its Q queries, the prompt costs its keys once, not G
+times (16 samples of Qwen2.5-7B are 112 rows: two tiles, and the second finds the keys in the L2 cache).
 
 Bytes: 4 K H for each cached position, keys and values of 2 bytes, which is all that counts; 4 K H x (rows) FLOPs beside
 it. 64 padded rows at 7 used ones do 64 FLOP for a byte, where an H100's memory gives one byte for 295 FLOP: the padding
@@ -14,6 +14,8 @@ number of sequences nor the span of the cache changes a bit of a sequence's resu
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,8 +78,8 @@ def decode_attention(q_BQNH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, length_B: T
 def _split_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, length_ptr, partial_ptr, partial_lse_ptr, batch, queries, kv_heads,
     q_stride_b, q_stride_q, q_stride_n, k_stride_b, k_stride_k, k_stride_s, v_stride_b, v_stride_k, v_stride_s,
-    scale_log2, SHARING: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
+    scale_log2, SHARING: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, SPLIT: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Attention of up to ROWS queries of one sequence and key/value head over SPLIT keys, by online softmax."""
     r, s, h = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, KEYS), tl.arange(0, PADDED)
@@ -111,7 +113,8 @@ def _split_kernel(  # type: ignore[no-untyped-def]
             out_RH = tl.dot(p_RS.to(v_SH.dtype), v_SH, out_RH * shrink_R[:, None], input_precision="ieee")
             top_R = new_R
         place = ((split.to(tl.int64) * batch + b) * kv_heads + head) * (queries * SHARING)
-        tl.store(partial_ptr + place * WIDTH + (r[:, None] * WIDTH + h[None, :]), out_RH * (1 / sum_R)[:, None], here_RH)
+        out_RH *= (1 / sum_R)[:, None]
+        tl.store(partial_ptr + place * WIDTH + (r[:, None] * WIDTH + h[None, :]), out_RH, here_RH)
         tl.store(partial_lse_ptr + place + r, (top_R + tl.log2(sum_R)) * 0.6931471805599453, r < queries * SHARING)
 
 
@@ -125,7 +128,8 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
     out = sum_m e^lse_m out_m / sum_m e^lse_m.
     """
     row, h = tl.program_id(0), tl.arange(0, PADDED)
-    n, query, b = row % (kv_heads * SHARING), row // (kv_heads * SHARING) % queries, row // (kv_heads * SHARING) // queries
+    heads = kv_heads * SHARING
+    n, query, b = row % heads, row // heads % queries, row // heads // queries
     place = (b * kv_heads + n // SHARING) * queries * SHARING + query * SHARING + n % SHARING  # among a split's rows
     splits = tl.cdiv(tl.load(length_ptr + b).to(tl.int32), SPLIT)
     top = float("-inf")
@@ -151,27 +155,33 @@ def compile_cases() -> list[CompileCase]:
     """The launches for Qwen2.5-0.5B (14 query heads on 2, of 64), 7B (28 on 4, of 128) and 72B (64 on 8, of 128)."""
     models = (("Qwen2.5-0.5B", 7, 64), ("Qwen2.5-7B", 7, 128), ("Qwen2.5-72B", 8, 128))
     strides = [f"{x}_stride_{d}" for x, dims in (("q", "bqn"), ("k", "bks"), ("v", "bks")) for d in dims]
-    sizes = ("SHARING", "WIDTH", "PADDED", "SPLIT", "ROWS", "KEYS")
     split = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), "*bf16") | {"length_ptr": "*i32"}
     split |= dict.fromkeys(("partial_ptr", "partial_lse_ptr"), "*fp32")
     split |= dict.fromkeys(("batch", "queries", "kv_heads", *strides), "i32") | {"scale_log2": "fp32"}
-    split |= dict.fromkeys(sizes, "constexpr")
+    split |= dict.fromkeys(("SHARING", "WIDTH", "PADDED", "SPLIT", "ROWS", "KEYS"), "constexpr")
     merge = {"length_ptr": "*i32", "partial_ptr": "*fp32", "partial_lse_ptr": "*fp32", "out_ptr": "*bf16"}
     merge |= {"lse_ptr": "*fp32", **dict.fromkeys(("batch", "queries", "kv_heads"), "i32")}
     merge |= dict.fromkeys(("SHARING", "WIDTH", "PADDED", "SPLIT", "SPLITS"), "constexpr")
-    cases = [
-        CompileCase(
-            f"decode_attention split {name}", _split_kernel, split,
-            dict(zip(sizes, (sharing, width, width, SPLIT, ROWS, KEYS), strict=True)),
-            num_warps=WARPS, num_stages=STAGES, multiples_of_16=tuple(strides), needs_dot=True,
-        )  # fmt: skip
-        for name, sharing, width in models
-    ]
-    cases += [
-        CompileCase(
-            f"decode_attention merge {name}", _merge_kernel, merge,
-            {"SHARING": sharing, "WIDTH": width, "PADDED": width, "SPLIT": SPLIT, "SPLITS": MERGE_SPLITS}, num_warps=1,
-        )  # fmt: skip
-        for name, sharing, width in models
-    ]
+    cases = []
+    for name, sharing, width in models:
+        constants: dict[str, Any] = {"SHARING": sharing, "WIDTH": width, "PADDED": width, "SPLIT": SPLIT}
+        cases += [
+            CompileCase(
+                f"decode_attention split {name}",
+                _split_kernel,
+                split,
+                constants | {"ROWS": ROWS, "KEYS": KEYS},
+                WARPS,
+                STAGES,
+                multiples_of_16=tuple(strides),
+                needs_dot=True,
+            ),
+            CompileCase(
+                f"decode_attention merge {name}",
+                _merge_kernel,
+                merge,
+                constants | {"SPLITS": MERGE_SPLITS},
+                num_warps=1,
+            ),
+        ]
     return cases

@@ -134,7 +134,7 @@ def _logits(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """One tile of logits, fp32 [BLOCK_T, BLOCK_V]; 0 in columns behind the vocabulary."""
     t, v, d = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_D)
-    # the tile's corner in int64 (row 42,000 of a head of width 51,200 passes int32), the way inside a tile in int32
+    # the tile's corner in int64, since T D and V D may pass int32; the way inside a tile in int32, for its registers
     hidden_ptr += row.to(tl.int64) * hidden_stride
     head_ptr += column.to(tl.int64) * head_stride
     hidden_ptrs = hidden_ptr + (t[:, None] * hidden_stride + d[None, :])
@@ -254,9 +254,8 @@ def compile_cases() -> list[CompileCase]:
     merge = dict.fromkeys(("partial_ptr", "lse_ptr", "entropy_ptr"), "*fp32")
     merge |= dict.fromkeys(("tokens", "tiles"), "i32") | dict.fromkeys(MERGE, "constexpr")
     even = ("vocabulary", "columns", "first_column", "width", "hidden_stride", "head_stride")
-    dot = {"num_warps": WARPS, "num_stages": STAGES, "needs_dot": True}
     return [
-        CompileCase("token_logprobs statistics", _statistics_kernel, statistics, TILE, multiples_of_16=even, **dot),
+        CompileCase("token_logprobs statistics", _statistics_kernel, statistics, TILE, WARPS, STAGES, even, True),
         CompileCase("token_logprobs merge", _merge_kernel, merge, MERGE, needs_wide=False),
-        CompileCase("token_logprobs slope", _slope_kernel, slope, TILE, multiples_of_16=even, **dot),
+        CompileCase("token_logprobs slope", _slope_kernel, slope, TILE, WARPS, STAGES, even, True),
     ]

@@ -5,6 +5,9 @@ import torch
 
 import psychecore.kernels.decode_attention as module
 from psychecore.kernels.decode_attention import decode_attention, decode_attention_reference
+from psychecore.model import fused
+from psychecore.model.config import ModelConfig
+from psychecore.rollout import kv_cache
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +90,30 @@ def test_heads_that_do_not_fit_are_refused():
     q, k, v = inputs(1, 1, 3, 2, 8, 4)
     with pytest.raises(ValueError, match="N a multiple of K"):
         decode_attention(q, k, v, torch.ones(1))
+
+
+def test_prompt_and_answer_merged_by_the_sampler_are_attention_over_both(monkeypatch):
+    monkeypatch.setattr(
+        kv_cache, "cached_attention", lambda q, k, v, length, bias: fused.decode_attention(q, k, v, length)
+    )
+    config = ModelConfig("llama", 61, 24, 1, 4, 2, 8, 40)
+    cache = kv_cache.KVCache(config, 2, 64, 4, 64, torch.float32, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    for x in (cache.prompt_k_LAKPH, cache.prompt_v_LAKPH, cache.answer_k_LBKSH, cache.answer_v_LBKSH):
+        x.copy_(torch.randn(x.shape, generator=generator))
+    q, k, v = (torch.randn(4, n, 8, generator=generator) for n in (4, 2, 2))
+    prompt_length, place, prompt_of = torch.tensor([50, 7]), torch.tensor([0, 40, 12, 0]), [0, 1, 0]
+    seat = torch.tensor([0, 2, 1, 4])  # samples 0 and 2 are of prompt 0, sample 1 of prompt 1, slot 3 is not in use
+    shape = kv_cache.Shape(slots=4, rows=2, seats=2, prompt_span=64, answer_span=64)
+    out = kv_cache.DecodeAttention(cache, shape, place, seat, prompt_length)(0, q, k, v)
+    for b, a in enumerate(prompt_of):
+        prompt = slice(0, int(prompt_length[a]))
+        keys, values = (
+            torch.cat((shared[0, a, :, prompt], own[0, b, :, : place[b]], new[b][:, None]), 1).double()
+            for shared, own, new in (
+                (cache.prompt_k_LAKPH, cache.answer_k_LBKSH, k),
+                (cache.prompt_v_LAKPH, cache.answer_v_LBKSH, v),
+            )
+        )
+        weights = torch.einsum("kgh,ksh->kgs", q[b].double().unflatten(0, (2, 2)) / 8**0.5, keys).softmax(-1)
+        assert (out[b] - torch.einsum("kgs,ksh->kgh", weights, values).flatten(0, 1)).abs().max() < 2e-6

@@ -5,6 +5,8 @@ import torch
 
 import psychecore.kernels.token_logprobs as module
 from psychecore.kernels.token_logprobs import token_logprobs, token_logprobs_reference
+from psychecore.model import fused
+from psychecore.train.token_logprobs import token_logprobs as trained_logprobs
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3}
 
@@ -107,3 +109,15 @@ def test_a_label_outside_the_vocabulary_gives_nan_and_no_other_row_suffers():
     logprobs, entropy = token_logprobs(hidden, head, torch.tensor([33, -1, 5, 63]), 1.0)  # 33 and 63: in a padded tile
     assert logprobs.isnan().tolist() == [True, True, False, True]
     assert entropy.isfinite().all()
+
+
+def test_training_gets_the_same_from_the_kernel_as_from_torch(monkeypatch):
+    hidden, head, labels, ups = inputs(37, 101, 13)
+    results = []
+    for takes in (False, True):
+        monkeypatch.setattr(fused, "takes_token_logprobs", lambda hidden, takes=takes: takes)
+        pair = trained_logprobs(hidden, head, labels, 0.9)
+        results.append([*pair, *torch.autograd.grad(pair, (hidden, head), tuple(ups))])
+    for by_torch, by_kernel in zip(*results, strict=True):
+        assert not torch.equal(by_torch, by_kernel)  # or the switch is dead
+        assert torch.allclose(by_torch, by_kernel, atol=1e-4)
