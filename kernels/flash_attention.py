@@ -65,7 +65,7 @@ def flash_attention(
     Example: cu_q = [0, 2, 3] and cu_k = [0, 4, 5]: query 0 sees keys 0..2, query 1 keys 0..3, query 2 key 4.
     """
     check(q_TNH, k_IKH, v_IKH, cu_q, cu_k)
-    out_TNH: Tensor = _FlashAttention.apply(q_TNH, k_IKH, v_IKH, cu_q, cu_k, max_q, max_k)  # type: ignore[no-untyped-call]
+    out_TNH: Tensor = _FlashAttention.apply(q_TNH, k_IKH, v_IKH, cu_q, cu_k, max_q, max_k)
     return out_TNH
 
 

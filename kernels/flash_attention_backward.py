@@ -15,7 +15,7 @@ from .case import CompileCase
 from .flash_attention_forward import LOG2_E, Blocks, case, choose, constants, load_rows, store_rows
 
 # as FORWARD_BLOCKS
-KEY_VALUE_BLOCKS = {64: Blocks(64, 128, 8, 2), 128: Blocks(32, 128, 8, 2), 256: Blocks(32, 32, 8, 1)}
+KEY_VALUE_BLOCKS = {64: Blocks(64, 128, 8, 2), 128: Blocks(64, 64, 8, 2), 256: Blocks(32, 32, 8, 1)}
 QUERY_BLOCKS = {64: Blocks(128, 64, 8, 2), 128: Blocks(128, 32, 8, 2), 256: Blocks(32, 32, 8, 1)}
 DELTA_ROWS = 16
 
@@ -74,21 +74,23 @@ def backward(
 
 
 @triton.jit
-def _delta_kernel(
+def _delta_kernel(  # type: ignore[no-untyped-def]
     out_TNH, dout_TNH, delta_NT, stride_dt, stride_dn, tokens,
     HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """delta = out . dout of BLOCK queries of one head, in fp32."""
     head, heads = tl.program_id(1), tl.num_programs(1)
-    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    first = tl.program_id(0).to(tl.int64) * BLOCK
     # fp32 at once (WIDE): the product is not for tensor cores
-    out = load_rows(out_TNH + head * HEAD_DIM, token, tokens, heads * HEAD_DIM, HEAD_DIM, PADDED, True)
-    dout = load_rows(dout_TNH + head * stride_dn, token, tokens, stride_dt, HEAD_DIM, PADDED, True)
+    out_ptr, dout_ptr = out_TNH + (first * heads + head) * HEAD_DIM, dout_TNH + first * stride_dt + head * stride_dn
+    out = load_rows(out_ptr, heads * HEAD_DIM, tokens - first, BLOCK, HEAD_DIM, PADDED, True)
+    dout = load_rows(dout_ptr, stride_dt, tokens - first, BLOCK, HEAD_DIM, PADDED, True)
+    token = first + tl.arange(0, BLOCK)
     tl.store(delta_NT + head.to(tl.int64) * tokens + token, tl.sum(out * dout, 1), mask=token < tokens)
 
 
 @triton.jit
-def _key_value_kernel(
+def _key_value_kernel(  # type: ignore[no-untyped-def]
     dk_IKH, dv_IKH, q_TNH, k_IKH, v_IKH, dout_TNH, lse_NT, delta_NT, cu_q, cu_k,
     stride_qt, stride_qn, stride_ki, stride_kk, stride_vi, stride_vk, stride_dt, stride_dn, tokens,
     SHARING: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr,
@@ -107,10 +109,10 @@ def _key_value_kernel(
         return
     key = first + tl.arange(0, BLOCK_K)
     first_seeing = key - (keys - queries)  # the first query that sees the key
-    k_ptr = k_IKH + k_start * stride_ki + shared_head * stride_kk
-    v_ptr = v_IKH + k_start * stride_vi + shared_head * stride_vk
-    k = load_rows(k_ptr, key, keys, stride_ki, HEAD_DIM, PADDED, WIDE)
-    v = load_rows(v_ptr, key, keys, stride_vi, HEAD_DIM, PADDED, WIDE)
+    k_ptr = k_IKH + (k_start + first) * stride_ki + shared_head * stride_kk
+    v_ptr = v_IKH + (k_start + first) * stride_vi + shared_head * stride_vk
+    k = load_rows(k_ptr, stride_ki, keys - first, BLOCK_K, HEAD_DIM, PADDED, WIDE)
+    v = load_rows(v_ptr, stride_vi, keys - first, BLOCK_K, HEAD_DIM, PADDED, WIDE)
     scale = HEAD_DIM**-0.5 * LOG2_E
 
     dk = tl.zeros([BLOCK_K, PADDED], tl.float32)
@@ -118,32 +120,35 @@ def _key_value_kernel(
     begin = tl.maximum(first - (keys - queries), 0) // BLOCK_Q * BLOCK_Q
     for sharer in range(SHARING):
         head = shared_head * SHARING + sharer
-        q_ptr = q_TNH + q_start * stride_qt + head * stride_qn
-        dout_ptr = dout_TNH + q_start * stride_dt + head * stride_dn
+        q_ptr = q_TNH + (q_start + begin) * stride_qt + head * stride_qn
+        dout_ptr = dout_TNH + (q_start + begin) * stride_dt + head * stride_dn
         row = head.to(tl.int64) * tokens + q_start
         for start in range(begin, queries, BLOCK_Q):
             query = start + tl.arange(0, BLOCK_Q)
-            q = load_rows(q_ptr, query, queries, stride_qt, HEAD_DIM, PADDED, WIDE)
+            q = load_rows(q_ptr, stride_qt, queries - start, BLOCK_Q, HEAD_DIM, PADDED, WIDE)
             # +inf behind the last query: its weights are exp2(0 - inf) = 0
             lse = tl.load(lse_NT + row + query, mask=query < queries, other=float("inf")) * LOG2_E
             scores = tl.dot(k, tl.trans(q), input_precision="ieee") * scale
             seen = first_seeing[:, None] <= query[None, :]
-            weights = tl.where(seen, tl.exp2(scores - lse[None, :]), 0.0)
-            dout = load_rows(dout_ptr, query, queries, stride_dt, HEAD_DIM, PADDED, WIDE)
+            weights = tl.exp2(tl.where(seen, scores - lse[None, :], -float("inf")))
+            dout = load_rows(dout_ptr, stride_dt, queries - start, BLOCK_Q, HEAD_DIM, PADDED, WIDE)
             dv = tl.dot(weights.to(dout.dtype), dout, acc=dv, input_precision="ieee")
             delta = tl.load(delta_NT + row + query, mask=query < queries, other=0.0)
             dweights = tl.dot(v, tl.trans(dout), input_precision="ieee")
             dscores = weights * (dweights - delta[None, :])
             dk = tl.dot(dscores.to(q.dtype), q, acc=dk, input_precision="ieee")
+            q_ptr += BLOCK_Q * stride_qt
+            dout_ptr += BLOCK_Q * stride_dt
 
     shared_heads = tl.num_programs(1)
-    place = (k_start * shared_heads + shared_head) * HEAD_DIM
-    store_rows(dk_IKH + place, dk * HEAD_DIM**-0.5, key, keys, shared_heads * HEAD_DIM, HEAD_DIM, PADDED)
-    store_rows(dv_IKH + place, dv, key, keys, shared_heads * HEAD_DIM, HEAD_DIM, PADDED)
+    place = ((k_start + first) * shared_heads + shared_head) * HEAD_DIM
+    stride = shared_heads * HEAD_DIM
+    store_rows(dk_IKH + place, dk * HEAD_DIM**-0.5, stride, keys - first, BLOCK_K, HEAD_DIM, PADDED)
+    store_rows(dv_IKH + place, dv, stride, keys - first, BLOCK_K, HEAD_DIM, PADDED)
 
 
 @triton.jit
-def _query_kernel(
+def _query_kernel(  # type: ignore[no-untyped-def]
     dq_TNH, q_TNH, k_IKH, v_IKH, dout_TNH, lse_NT, delta_NT, cu_q, cu_k,
     stride_qt, stride_qn, stride_ki, stride_kk, stride_vi, stride_vk, stride_dt, stride_dn, tokens,
     SHARING: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr,
@@ -159,9 +164,10 @@ def _query_kernel(
         return
     query = first + tl.arange(0, BLOCK_Q)
     last_seen = query + (keys - queries)
-    q = load_rows(q_TNH + q_start * stride_qt + head * stride_qn, query, queries, stride_qt, HEAD_DIM, PADDED, WIDE)
-    dout_ptr = dout_TNH + q_start * stride_dt + head * stride_dn
-    dout = load_rows(dout_ptr, query, queries, stride_dt, HEAD_DIM, PADDED, WIDE)
+    q_ptr = q_TNH + (q_start + first) * stride_qt + head * stride_qn
+    dout_ptr = dout_TNH + (q_start + first) * stride_dt + head * stride_dn
+    q = load_rows(q_ptr, stride_qt, queries - first, BLOCK_Q, HEAD_DIM, PADDED, WIDE)
+    dout = load_rows(dout_ptr, stride_dt, queries - first, BLOCK_Q, HEAD_DIM, PADDED, WIDE)
     row = head.to(tl.int64) * tokens + q_start + query
     lse = tl.load(lse_NT + row, mask=query < queries, other=float("inf")) * LOG2_E
     delta = tl.load(delta_NT + row, mask=query < queries, other=0.0)
@@ -171,18 +177,21 @@ def _query_kernel(
 
     dq = tl.zeros([BLOCK_Q, PADDED], tl.float32)
     for start in range(0, tl.minimum(first + BLOCK_Q + keys - queries, keys), BLOCK_K):
-        key = start + tl.arange(0, BLOCK_K)
-        k = load_rows(k_ptr, key, keys, stride_ki, HEAD_DIM, PADDED, WIDE)
+        k = load_rows(k_ptr, stride_ki, keys - start, BLOCK_K, HEAD_DIM, PADDED, WIDE)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        weights = tl.where(key[None, :] <= last_seen[:, None], tl.exp2(scores - lse[:, None]), 0.0)
-        v = load_rows(v_ptr, key, keys, stride_vi, HEAD_DIM, PADDED, WIDE)
+        key = start + tl.arange(0, BLOCK_K)
+        seen = key[None, :] <= last_seen[:, None]
+        weights = tl.exp2(tl.where(seen, scores - lse[:, None], -float("inf")))
+        v = load_rows(v_ptr, stride_vi, keys - start, BLOCK_K, HEAD_DIM, PADDED, WIDE)
         dweights = tl.dot(dout, tl.trans(v), input_precision="ieee")
         dscores = weights * (dweights - delta[:, None])
         dq = tl.dot(dscores.to(k.dtype), k, acc=dq, input_precision="ieee")
+        k_ptr += BLOCK_K * stride_ki
+        v_ptr += BLOCK_K * stride_vi
 
     heads = tl.num_programs(1)
-    place = dq_TNH + (q_start * heads + head) * HEAD_DIM
-    store_rows(place, dq * HEAD_DIM**-0.5, query, queries, heads * HEAD_DIM, HEAD_DIM, PADDED)
+    dq_ptr = dq_TNH + ((q_start + first) * heads + head) * HEAD_DIM
+    store_rows(dq_ptr, dq * HEAD_DIM**-0.5, heads * HEAD_DIM, queries - first, BLOCK_Q, HEAD_DIM, PADDED)
 
 
 _STRIDES = ("stride_qt", "stride_qn", "stride_ki", "stride_kk", "stride_vi", "stride_vk", "stride_dt", "stride_dn")

@@ -26,7 +26,7 @@ class Blocks(NamedTuple):
 
 
 # by padded head dimension; found by compiling for sm_80, sm_90 and sm_100 until nothing spilled, not yet by timing
-FORWARD_BLOCKS = {64: Blocks(128, 64, 4, 3), 128: Blocks(128, 64, 8, 3), 256: Blocks(64, 32, 8, 2)}
+FORWARD_BLOCKS = {64: Blocks(128, 64, 4, 3), 128: Blocks(128, 32, 8, 3), 256: Blocks(64, 32, 8, 2)}
 
 
 def forward(
@@ -78,29 +78,36 @@ def constants(sharing: int, width: int, blocks: Blocks, dtype: torch.dtype = tor
 
 
 @triton.jit
-def load_rows(pointer, row, rows, stride, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr):
-    """A tile [len(row), PADDED] of a matrix with `rows` rows and contiguous columns, 0 outside of it."""
-    column = tl.arange(0, PADDED)
-    inside = (row < rows)[:, None]
-    if PADDED != HEAD_DIM:
-        inside = inside & (column < HEAD_DIM)[None, :]
-    tile = tl.load(pointer + row.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0)
+def load_rows(  # type: ignore[no-untyped-def]
+    pointer, stride, rows, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr
+):
+    """A tile [BLOCK, PADDED] of the matrix at `pointer`, which has `rows` rows and contiguous columns; 0 outside.
+
+    Places within a tile fit in 32 bits; the callers add what is large to the pointer, in 64.
+    """
+    place, inside = _tile(stride, rows, BLOCK, HEAD_DIM, PADDED)
+    tile = tl.load(pointer + place, mask=inside, other=0.0)
     return tile.to(tl.float32) if WIDE else tile
 
 
 @triton.jit
-def store_rows(pointer, tile, row, rows, stride, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr):
+def store_rows(pointer, tile, stride, rows, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr):  # type: ignore[no-untyped-def]
     """The inverse of load_rows, in the matrix' type."""
-    column = tl.arange(0, PADDED)
-    inside = (row < rows)[:, None]
-    if PADDED != HEAD_DIM:
-        inside = inside & (column < HEAD_DIM)[None, :]
-    place = pointer + row.to(tl.int64)[:, None] * stride + column[None, :]
-    tl.store(place, tile.to(pointer.dtype.element_ty), mask=inside)
+    place, inside = _tile(stride, rows, BLOCK, HEAD_DIM, PADDED)
+    tl.store(pointer + place, tile.to(pointer.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _forward_kernel(
+def _tile(stride, rows, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr):  # type: ignore[no-untyped-def]
+    row, column = tl.arange(0, BLOCK), tl.arange(0, PADDED)
+    inside = (row < rows)[:, None]
+    if PADDED != HEAD_DIM:
+        inside = inside & (column < HEAD_DIM)[None, :]
+    return row[:, None] * stride + column[None, :], inside
+
+
+@triton.jit
+def _forward_kernel(  # type: ignore[no-untyped-def]
     q_TNH, k_IKH, v_IKH, out_TNH, lse_NT, cu_q, cu_k,
     stride_qt, stride_qn, stride_ki, stride_kk, stride_vi, stride_vk, tokens,
     SHARING: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr,
@@ -117,9 +124,10 @@ def _forward_kernel(
         return
     query = first + tl.arange(0, BLOCK_Q)
     last_seen = query + (keys - queries)  # negative: none; above keys - 1: only behind the last query
-    q = load_rows(q_TNH + q_start * stride_qt + head * stride_qn, query, queries, stride_qt, HEAD_DIM, PADDED, WIDE)
+    q_ptr = q_TNH + (q_start + first) * stride_qt + head * stride_qn
     k_ptr = k_IKH + k_start * stride_ki + (head // SHARING) * stride_kk
     v_ptr = v_IKH + k_start * stride_vi + (head // SHARING) * stride_vk
+    q = load_rows(q_ptr, stride_qt, queries - first, BLOCK_Q, HEAD_DIM, PADDED, WIDE)
     scale = HEAD_DIM**-0.5 * LOG2_E
 
     maximum = tl.full([BLOCK_Q], -float("inf"), tl.float32)
@@ -128,30 +136,34 @@ def _forward_kernel(
     # blocks that every query sees whole need no mask; then those on the diagonal
     seen_by_all = tl.maximum(first + keys - queries + 1, 0) // BLOCK_K * BLOCK_K
     seen_by_any = tl.minimum(first + BLOCK_Q + keys - queries, keys)
-    for start in range(0, seen_by_all, BLOCK_K):
-        key = start + tl.arange(0, BLOCK_K)
-        k = load_rows(k_ptr, key, keys, stride_ki, HEAD_DIM, PADDED, WIDE)
+    for _ in range(0, seen_by_all, BLOCK_K):
+        k = load_rows(k_ptr, stride_ki, BLOCK_K, BLOCK_K, HEAD_DIM, PADDED, WIDE)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        v = load_rows(v_ptr, key, keys, stride_vi, HEAD_DIM, PADDED, WIDE)
+        v = load_rows(v_ptr, stride_vi, BLOCK_K, BLOCK_K, HEAD_DIM, PADDED, WIDE)
         out, maximum, total = _accumulate(out, maximum, total, scores, v)
+        k_ptr += BLOCK_K * stride_ki
+        v_ptr += BLOCK_K * stride_vi
     for start in range(seen_by_all, seen_by_any, BLOCK_K):
-        key = start + tl.arange(0, BLOCK_K)
-        k = load_rows(k_ptr, key, keys, stride_ki, HEAD_DIM, PADDED, WIDE)
+        k = load_rows(k_ptr, stride_ki, keys - start, BLOCK_K, HEAD_DIM, PADDED, WIDE)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        key = start + tl.arange(0, BLOCK_K)
         scores = tl.where(key[None, :] <= last_seen[:, None], scores, -float("inf"))
-        v = load_rows(v_ptr, key, keys, stride_vi, HEAD_DIM, PADDED, WIDE)
+        v = load_rows(v_ptr, stride_vi, keys - start, BLOCK_K, HEAD_DIM, PADDED, WIDE)
         out, maximum, total = _accumulate(out, maximum, total, scores, v)
+        k_ptr += BLOCK_K * stride_ki
+        v_ptr += BLOCK_K * stride_vi
 
-    out = out / tl.where(total > 0, total, 1.0)[:, None]
-    lse = (maximum + tl.log2(total)) * LN_2  # -inf where no key is seen
+    total = tl.where(total > 0, total, 1.0)  # a query without keys: 0 / 1, and a log-sum-exp of -inf + 0
+    lse = (maximum + tl.log2(total)) * LN_2
+    out = out / total[:, None]
     heads = tl.num_programs(1)
-    place = out_TNH + (q_start * heads + head) * HEAD_DIM
-    store_rows(place, out, query, queries, heads * HEAD_DIM, HEAD_DIM, PADDED)
+    out_ptr = out_TNH + ((q_start + first) * heads + head) * HEAD_DIM
+    store_rows(out_ptr, out, heads * HEAD_DIM, queries - first, BLOCK_Q, HEAD_DIM, PADDED)
     tl.store(lse_NT + head.to(tl.int64) * tokens + q_start + query, lse, mask=query < queries)
 
 
 @triton.jit
-def _accumulate(out, maximum, total, scores, v):
+def _accumulate(out, maximum, total, scores, v):  # type: ignore[no-untyped-def]
     """The running softmax after one more block of keys; scores are in units of log 2."""
     new = tl.maximum(maximum, tl.max(scores, 1))
     shift = tl.where(new == -float("inf"), 0.0, new)  # a query that has seen nothing yet: exp2(-inf - 0) = 0, no NaN

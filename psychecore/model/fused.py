@@ -8,7 +8,7 @@ from psychecore.kernels.rms_norm import rms_norm_reference as rms_norm
 from psychecore.kernels.rotary import rotary_reference as rotary
 from psychecore.kernels.swiglu import swiglu_reference as swiglu
 
-__all__ = ["linear", "rms_norm", "rotary", "swiglu"]
+__all__ = ["flash_attention", "linear", "rms_norm", "rotary", "swiglu"]
 
 FEW_ROWS = 64
 
@@ -23,3 +23,20 @@ def linear(x_TD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Ten
         out_TE = (weight_ED @ x_TD.T).T
         return out_TE if bias_E is None else out_TE + bias_E
     return F.linear(x_TD, weight_ED, bias_E)
+
+
+def flash_attention(
+    q_TNH: Tensor, k_IKH: Tensor, v_IKH: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int
+) -> Tensor:
+    """Attention over packed segments by our own kernel; model/attention.py decides when, and has the torch path.
+
+    Raises ValueError where Triton is not installed, and as kernels/flash_attention.py.
+    """
+    try:
+        from psychecore.kernels.flash_attention import flash_attention as kernel
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise ValueError("the attention back end 'triton' needs Triton: pip install triton (Linux)") from error
+    out_TNH: Tensor = kernel(q_TNH, k_IKH, v_IKH, cu_q, cu_k, max_q, max_k)
+    return out_TNH

@@ -1,18 +1,21 @@
-"""Flash attention's kernels in Triton's interpreter against softmax in float64 over one mask of all queries and keys."""
+"""Flash attention in Triton's interpreter against softmax in float64 over one mask of all queries and keys."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
+from psychecore.data.packing import pack
 from psychecore.kernels import flash_attention_backward, flash_attention_forward
 from psychecore.kernels.flash_attention import flash_attention, flash_attention_reference
 from psychecore.kernels.flash_attention_forward import Blocks, forward
+from psychecore.model.attention import PackedAttention, set_backend
+from psychecore.model.decoder import Decoder
 
 SEGMENTS = {  # (queries, keys) of each segment
     "packed prompts of odd and prime lengths": [(13, 13), (1, 1), (31, 31), (17, 17)],
@@ -146,6 +149,28 @@ def test_the_reference_is_softmax_too() -> None:
             torch.autograd.grad(ours, inputs, dout), torch.autograd.grad(expected, inputs, dout), strict=True
         ):
             torch.testing.assert_close(mine, right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_a_whole_model_through_the_kernels_has_the_cpu_path_s_states_and_gradients(
+    family: str, tiny_model: Callable[..., Decoder]
+) -> None:
+    model = tiny_model(torch.float32, family=family, qk_norm=family == "qwen3", tied_head=True, layers=1)
+    prompt = list(range(1, 21))
+    sequences = [[*prompt, 30], [*prompt, 31, 32, 33], [7, 8]]
+    batch = pack([(ids, [False] * len(ids)) for ids in sequences], min_shared=2)
+    attention = PackedAttention(batch.cu_q, batch.cu_k, batch.key_index_I, model.device)
+    slope_TD = torch.randn(batch.tokens, 24, generator=torch.Generator().manual_seed(0))
+    results = []
+    for backend, dtype in (("triton", torch.float32), ("torch", torch.float64)):
+        model.to(dtype)
+        set_backend(backend)  # type: ignore[arg-type]
+        hidden_TD = model(batch.tokens_T, batch.positions_T, attention)
+        set_backend(None)
+        results.append([hidden_TD, *torch.autograd.grad(hidden_TD, list(model.parameters()), slope_TD.to(dtype))])
+    for ours, right in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), right, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
