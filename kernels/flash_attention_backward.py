@@ -7,15 +7,14 @@ With weights p = exp(score - lse) and dp = dout . v, the gradient of a score is 
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .case import CompileCase
-from .flash_attention_forward import LOG2_E, Blocks, case, choose, constants, load_rows, store_rows
+from .flash_attention_forward import Blocks, case, choose, constants, load_rows, store_rows
+from .jit import jit, tl, triton
 
 # as FORWARD_BLOCKS
-KEY_VALUE_BLOCKS = {64: Blocks(64, 128, 8, 2), 128: Blocks(64, 64, 8, 2), 256: Blocks(32, 32, 8, 1)}
+KEY_VALUE_BLOCKS = {64: Blocks(32, 128, 8, 2), 128: Blocks(64, 64, 8, 2), 256: Blocks(32, 32, 8, 1)}
 QUERY_BLOCKS = {64: Blocks(128, 64, 8, 2), 128: Blocks(128, 32, 8, 2), 256: Blocks(32, 32, 8, 1)}
 DELTA_ROWS = 16
 
@@ -73,7 +72,7 @@ def backward(
     return dq_TNH, dk_IKH, dv_IKH
 
 
-@triton.jit
+@jit
 def _delta_kernel(  # type: ignore[no-untyped-def]
     out_TNH, dout_TNH, delta_NT, stride_dt, stride_dn, tokens,
     HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
@@ -89,7 +88,7 @@ def _delta_kernel(  # type: ignore[no-untyped-def]
     tl.store(delta_NT + head.to(tl.int64) * tokens + token, tl.sum(out * dout, 1), mask=token < tokens)
 
 
-@triton.jit
+@jit
 def _key_value_kernel(  # type: ignore[no-untyped-def]
     dk_IKH, dv_IKH, q_TNH, k_IKH, v_IKH, dout_TNH, lse_NT, delta_NT, cu_q, cu_k,
     stride_qt, stride_qn, stride_ki, stride_kk, stride_vi, stride_vk, stride_dt, stride_dn, tokens,
@@ -113,7 +112,8 @@ def _key_value_kernel(  # type: ignore[no-untyped-def]
     v_ptr = v_IKH + (k_start + first) * stride_vi + shared_head * stride_vk
     k = load_rows(k_ptr, stride_ki, keys - first, BLOCK_K, HEAD_DIM, PADDED, WIDE)
     v = load_rows(v_ptr, stride_vi, keys - first, BLOCK_K, HEAD_DIM, PADDED, WIDE)
-    scale = HEAD_DIM**-0.5 * LOG2_E
+    log2_e = 1.4426950408889634
+    scale = HEAD_DIM**-0.5 * log2_e
 
     dk = tl.zeros([BLOCK_K, PADDED], tl.float32)
     dv = tl.zeros([BLOCK_K, PADDED], tl.float32)
@@ -127,7 +127,7 @@ def _key_value_kernel(  # type: ignore[no-untyped-def]
             query = start + tl.arange(0, BLOCK_Q)
             q = load_rows(q_ptr, stride_qt, queries - start, BLOCK_Q, HEAD_DIM, PADDED, WIDE)
             # +inf behind the last query: its weights are exp2(0 - inf) = 0
-            lse = tl.load(lse_NT + row + query, mask=query < queries, other=float("inf")) * LOG2_E
+            lse = tl.load(lse_NT + row + query, mask=query < queries, other=float("inf")) * log2_e
             scores = tl.dot(k, tl.trans(q), input_precision="ieee") * scale
             seen = first_seeing[:, None] <= query[None, :]
             weights = tl.exp2(tl.where(seen, scores - lse[None, :], -float("inf")))
@@ -147,7 +147,7 @@ def _key_value_kernel(  # type: ignore[no-untyped-def]
     store_rows(dv_IKH + place, dv, stride, keys - first, BLOCK_K, HEAD_DIM, PADDED)
 
 
-@triton.jit
+@jit
 def _query_kernel(  # type: ignore[no-untyped-def]
     dq_TNH, q_TNH, k_IKH, v_IKH, dout_TNH, lse_NT, delta_NT, cu_q, cu_k,
     stride_qt, stride_qn, stride_ki, stride_kk, stride_vi, stride_vk, stride_dt, stride_dn, tokens,
@@ -169,11 +169,12 @@ def _query_kernel(  # type: ignore[no-untyped-def]
     q = load_rows(q_ptr, stride_qt, queries - first, BLOCK_Q, HEAD_DIM, PADDED, WIDE)
     dout = load_rows(dout_ptr, stride_dt, queries - first, BLOCK_Q, HEAD_DIM, PADDED, WIDE)
     row = head.to(tl.int64) * tokens + q_start + query
-    lse = tl.load(lse_NT + row, mask=query < queries, other=float("inf")) * LOG2_E
+    log2_e = 1.4426950408889634
+    scale = HEAD_DIM**-0.5 * log2_e
+    lse = tl.load(lse_NT + row, mask=query < queries, other=float("inf")) * log2_e
     delta = tl.load(delta_NT + row, mask=query < queries, other=0.0)
     k_ptr = k_IKH + k_start * stride_ki + (head // SHARING) * stride_kk
     v_ptr = v_IKH + k_start * stride_vi + (head // SHARING) * stride_vk
-    scale = HEAD_DIM**-0.5 * LOG2_E
 
     dq = tl.zeros([BLOCK_Q, PADDED], tl.float32)
     for start in range(0, tl.minimum(first + BLOCK_Q + keys - queries, keys), BLOCK_K):

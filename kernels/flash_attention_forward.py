@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .case import CompileCase
-
-LOG2_E = tl.constexpr(math.log2(math.e))
-LN_2 = tl.constexpr(math.log(2))
+from .jit import jit, tl, triton
 
 
 class Blocks(NamedTuple):
@@ -77,7 +72,7 @@ def constants(sharing: int, width: int, blocks: Blocks, dtype: torch.dtype = tor
     }
 
 
-@triton.jit
+@jit
 def load_rows(  # type: ignore[no-untyped-def]
     pointer, stride, rows, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr
 ):
@@ -90,14 +85,14 @@ def load_rows(  # type: ignore[no-untyped-def]
     return tile.to(tl.float32) if WIDE else tile
 
 
-@triton.jit
+@jit
 def store_rows(pointer, tile, stride, rows, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr):  # type: ignore[no-untyped-def]
     """The inverse of load_rows, in the matrix' type."""
     place, inside = _tile(stride, rows, BLOCK, HEAD_DIM, PADDED)
     tl.store(pointer + place, tile.to(pointer.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def _tile(stride, rows, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr):  # type: ignore[no-untyped-def]
     row, column = tl.arange(0, BLOCK), tl.arange(0, PADDED)
     inside = (row < rows)[:, None]
@@ -106,7 +101,7 @@ def _tile(stride, rows, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.
     return row[:, None] * stride + column[None, :], inside
 
 
-@triton.jit
+@jit
 def _forward_kernel(  # type: ignore[no-untyped-def]
     q_TNH, k_IKH, v_IKH, out_TNH, lse_NT, cu_q, cu_k,
     stride_qt, stride_qn, stride_ki, stride_kk, stride_vi, stride_vk, tokens,
@@ -128,7 +123,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     k_ptr = k_IKH + k_start * stride_ki + (head // SHARING) * stride_kk
     v_ptr = v_IKH + k_start * stride_vi + (head // SHARING) * stride_vk
     q = load_rows(q_ptr, stride_qt, queries - first, BLOCK_Q, HEAD_DIM, PADDED, WIDE)
-    scale = HEAD_DIM**-0.5 * LOG2_E
+    scale = HEAD_DIM**-0.5 * 1.4426950408889634  # log2(e): exp(x) is exp2(log2(e) x)
 
     maximum = tl.full([BLOCK_Q], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
@@ -154,7 +149,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         v_ptr += BLOCK_K * stride_vi
 
     total = tl.where(total > 0, total, 1.0)  # a query without keys: 0 / 1, and a log-sum-exp of -inf + 0
-    lse = (maximum + tl.log2(total)) * LN_2
+    lse = (maximum + tl.log2(total)) * 0.6931471805599453  # ln(2)
     out = out / total[:, None]
     heads = tl.num_programs(1)
     out_ptr = out_TNH + ((q_start + first) * heads + head) * HEAD_DIM
@@ -162,7 +157,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     tl.store(lse_NT + head.to(tl.int64) * tokens + q_start + query, lse, mask=query < queries)
 
 
-@triton.jit
+@jit
 def _accumulate(out, maximum, total, scores, v):  # type: ignore[no-untyped-def]
     """The running softmax after one more block of keys; scores are in units of log 2."""
     new = tl.maximum(maximum, tl.max(scores, 1))

@@ -8,7 +8,7 @@ from psychecore.kernels.rms_norm import rms_norm_reference as rms_norm
 from psychecore.kernels.rotary import rotary_reference as rotary
 from psychecore.kernels.swiglu import swiglu_reference as swiglu
 
-__all__ = ["flash_attention", "linear", "rms_norm", "rotary", "swiglu"]
+__all__ = ["linear", "rms_norm", "rotary", "swiglu"]
 
 FEW_ROWS = 64
 
@@ -32,11 +32,10 @@ def flash_attention(
 
     Raises ValueError where Triton is not installed, and as kernels/flash_attention.py.
     """
-    try:
-        from psychecore.kernels.flash_attention import flash_attention as kernel
-    except ModuleNotFoundError as error:
-        if error.name != "triton":
-            raise
-        raise ValueError("the attention back end 'triton' needs Triton: pip install triton (Linux)") from error
-    out_TNH: Tensor = kernel(q_TNH, k_IKH, v_IKH, cu_q, cu_k, max_q, max_k)
+    from psychecore.kernels import flash_attention as module  # here: it is needed by few, and Triton imports slowly
+    from psychecore.kernels.jit import AVAILABLE
+
+    if not AVAILABLE:
+        raise ValueError("the attention back end 'triton' needs Triton: pip install triton (Linux)")
+    out_TNH: Tensor = module.flash_attention(q_TNH, k_IKH, v_IKH, cu_q, cu_k, max_q, max_k)
     return out_TNH

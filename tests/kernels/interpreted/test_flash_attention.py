@@ -18,8 +18,8 @@ from psychecore.model.attention import PackedAttention, set_backend
 from psychecore.model.decoder import Decoder
 
 SEGMENTS = {  # (queries, keys) of each segment
-    "packed prompts of odd and prime lengths": [(13, 13), (1, 1), (31, 31), (17, 17)],
-    "a group's answers on one prompt": [(23, 23), (5, 28), (37, 60), (1, 24)],
+    "packed prompts of odd and prime lengths": [(13, 13), (1, 1), (37, 37), (17, 17)],
+    "a group's answers on one prompt": [(23, 23), (5, 28), (19, 42), (1, 24)],
     "empty segments": [(0, 0), (5, 5), (0, 7), (3, 0), (0, 0)],
     "queries before the first key": [(41, 3), (2, 2)],
     "one query": [(1, 53)],
@@ -103,10 +103,12 @@ def test_grouped_heads_and_head_dimensions_that_are_no_power_of_two(query: int, 
 
 @pytest.mark.parametrize(
     ("width", "dtype", "tolerance"),
-    [(64, torch.float16, 6e-3), (128, torch.float16, 6e-3), (128, torch.bfloat16, 5e-2), (64, torch.float32, 3e-5)],
+    [(64, torch.float16, 6e-3), (128, torch.bfloat16, 5e-2), (80, torch.float32, 3e-5)],
 )
 def test_the_blocks_that_are_launched_on_a_gpu(width: int, dtype: torch.dtype, tolerance: float) -> None:
     segments = [(131, 131), (37, 168)]  # across the first 128 queries and keys, and a diagonal off the blocks' corners
+    if dtype == torch.float32:  # whose tiles are of 32
+        segments = [(35, 35), (7, 70)]
     check(segments, heads(segments, 2, 1, width), dtype, tolerance, tolerance)
 
 
