@@ -10,6 +10,7 @@ from torch import Tensor
 
 from psychecore.kernels import cache_store as _cache_store
 from psychecore.kernels import decode_attention as _decode_attention
+from psychecore.kernels import flash_attention as _flash_attention
 from psychecore.kernels import jit as _jit
 from psychecore.kernels import rms_norm as _rms_norm
 from psychecore.kernels import rotary as _rotary
@@ -89,3 +90,16 @@ def decode_attention(q_BQNH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, length_B: T
         raise ValueError("the attention back end 'triton' needs Triton: pip install triton (Linux)")
     out_BQNH, lse_BQN = _decode_attention.decode_attention(q_BQNH, k_BKSH, v_BKSH, length_B)
     return out_BQNH, lse_BQN
+
+
+def flash_attention(
+    q_TNH: Tensor, k_IKH: Tensor, v_IKH: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int
+) -> Tensor:
+    """Attention over packed segments by our own kernel; model/attention.py decides when, and has the torch path.
+
+    Raises ValueError where Triton is not installed, and as kernels/flash_attention.py.
+    """
+    if not _jit.AVAILABLE:
+        raise ValueError("the attention back end 'triton' needs Triton: pip install triton (Linux)")
+    out_TNH: Tensor = _flash_attention.flash_attention(q_TNH, k_IKH, v_IKH, cu_q, cu_k, max_q, max_k)
+    return out_TNH
