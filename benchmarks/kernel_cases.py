@@ -72,18 +72,16 @@ class KernelCase:
         return function
 
     def reference(self) -> Callable[..., Any]:
-        """Its torch reference."""
+        """Its torch reference, with the kernel's arguments."""
         module = importlib.import_module(f"psychecore.kernels.{self.module}")
-        function: Callable[..., Any] = getattr(module, f"{self.name}_reference")
-        return function
+        return self._without_launch(getattr(module, f"{self.name}_reference"))
 
     def torch_code(self) -> Callable[..., Any]:
-        """What it replaces."""
-        return self.unfused or self.reference()
+        """What it replaces, with the kernel's arguments."""
+        return self.reference() if self.unfused is None else self._without_launch(self.unfused)
 
-    def without_launch(self, inputs: Inputs) -> Inputs:
-        """The arguments of torch's code."""
-        return inputs[: len(inputs) - self.launch]
+    def _without_launch(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *inputs: function(*inputs[: len(inputs) - self.launch])
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, gradient: bool = True) -> Tensor:

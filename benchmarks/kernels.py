@@ -67,10 +67,7 @@ def measure(
 
 def contestants(case: KernelCase, device: torch.device) -> dict[str, Callable[..., Any]]:
     """By name, each with the kernel's arguments; on a CPU the torch code alone."""
-
-    def torch_code(*inputs: Any) -> Any:
-        return case.torch_code()(*case.without_launch(list(inputs)))
-
+    torch_code = case.torch_code()
     if device.type != "cuda":
         return {"torch": torch_code}
     return {
