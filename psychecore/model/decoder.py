@@ -29,6 +29,10 @@ class RMSNorm(nn.Module):
         """[..., D] -> [..., D]."""
         return fused.rms_norm(x, self.weight, self.eps)
 
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """(norm of the sum, the sum), [..., D] each: the addition before a norm costs no pass of its own on CUDA."""
+        return fused.add_rms_norm(x, residual, self.weight, self.eps)
+
 
 class Layer(nn.Module):
     """Pre-norm attention and feed-forward with residuals."""
@@ -52,8 +56,10 @@ class Layer(nn.Module):
         qkv_THH = _apply(self.qkv, self.attention_norm(x_TD)).unflatten(-1, (-1, c.head_dim))
         q_TNH, k_TKH, v_TKH = qkv_THH.split([c.query_heads, c.key_value_heads, c.key_value_heads], dim=1)
         q_TNH, k_TKH = fused.rotary(self.q_norm(q_TNH), self.k_norm(k_TKH), cos_TR, sin_TR)
-        x_TD = x_TD + _apply(self.out, attention(self.index, q_TNH, k_TKH, v_TKH).flatten(1))
-        return x_TD + _apply(self.down, fused.swiglu(_apply(self.gate_up, self.mlp_norm(x_TD))))
+        attended_TD = _apply(self.out, attention(self.index, q_TNH, k_TKH, v_TKH).flatten(1))
+        normed_TD, x_TD = self.mlp_norm.of_sum(attended_TD, x_TD)
+        # this sum is not left to the next layer's norm: a checkpoint would then keep two tensors for each layer
+        return x_TD + _apply(self.down, fused.swiglu(_apply(self.gate_up, normed_TD)))
 
 
 def _apply(linear: nn.Linear, x_TD: Tensor) -> Tensor:

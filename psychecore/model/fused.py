@@ -1,16 +1,58 @@
-"""Picks a Triton kernel or its torch reference; the only importer of kernels/."""
+"""Picks a Triton kernel or its torch reference; the only importer of kernels/.
+
+The kernels take CUDA tensors in bf16, fp16 or fp32; whatever else comes (CPU, float64, a machine without triton) goes
+through the references, which are the definition.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from psychecore.kernels.rms_norm import rms_norm_reference as rms_norm
-from psychecore.kernels.rotary import rotary_reference as rotary
-from psychecore.kernels.swiglu import swiglu_reference as swiglu
-
-__all__ = ["linear", "rms_norm", "rotary", "swiglu"]
+from psychecore.kernels import cache_store as _cache_store
+from psychecore.kernels import jit as _jit
+from psychecore.kernels import rms_norm as _rms_norm
+from psychecore.kernels import rotary as _rotary
+from psychecore.kernels import swiglu as _swiglu
 
 FEW_ROWS = 64
+KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def has_kernel(x: Tensor) -> bool:
+    """Whether the kernels can be launched on such a tensor."""
+    return x.device.type == "cuda" and x.dtype in KERNEL_DTYPES and _jit.AVAILABLE
+
+
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """Root-mean-square normalisation of the last dimension, times weight: [..., D] -> [..., D]."""
+    norm = _rms_norm.rms_norm if has_kernel(x) else _rms_norm.rms_norm_reference
+    return norm(x, weight_D, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(rms_norm(x + residual), x + residual), both [..., D]; on CUDA in one pass."""
+    norm = _rms_norm.add_rms_norm if has_kernel(x) else _rms_norm.add_rms_norm_reference
+    return norm(x, residual, weight_D, eps)
+
+
+def rotary(q_TNH: Tensor, k_TKH: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys turned by their positions' angles, whose cos and sin are [T, H / 2] in fp32."""
+    turn = _rotary.rotary if has_kernel(q_TNH) else _rotary.rotary_reference
+    return turn(q_TNH, k_TKH, cos_TR, sin_TR)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of [..., 2F], gate before up: [..., F]."""
+    activate = _swiglu.swiglu if has_kernel(gate_up) else _swiglu.swiglu_reference
+    return activate(gate_up)
+
+
+def cache_store(
+    k_TKH: Tensor, v_TKH: Tensor, k_cache_BKSH: Tensor, v_cache_BKSH: Tensor, slot_T: Tensor | None, place_T: Tensor
+) -> None:
+    """Keys and values of token t into slot slot_T[t] (-1: nowhere; None: slot t) of the caches, at place_T[t]."""
+    store = _cache_store.cache_store if has_kernel(k_TKH) else _cache_store.cache_store_reference
+    store(k_TKH, v_TKH, k_cache_BKSH, v_cache_BKSH, slot_T, place_T)
 
 
 def linear(x_TD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:

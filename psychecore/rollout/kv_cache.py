@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from psychecore.model import fused
 from psychecore.model.attention import PackedAttention, cached_attention
 from psychecore.model.config import ModelConfig
 
@@ -90,7 +91,6 @@ class DecodeAttention:
 
     def __init__(self, cache: KVCache, shape: Shape, place_B: Tensor, seat_B: Tensor, prompt_length_A: Tensor):
         self.cache, self.shape, self.place_B, self.seat_B = cache, shape, place_B, seat_B
-        self.slot_B = torch.arange(shape.slots, device=place_B.device)
         self.answer_length_B, self.prompt_length_A = (place_B + 1).int(), prompt_length_A.int()
         self.answer_bias = _bias(self.answer_length_B, shape.answer_span, cache.answer_k_LBKSH.dtype)
         self.prompt_bias = _bias(self.prompt_length_A, shape.prompt_span, cache.answer_k_LBKSH.dtype)
@@ -98,8 +98,7 @@ class DecodeAttention:
     def __call__(self, layer: int, q_BNH: Tensor, k_BKH: Tensor, v_BKH: Tensor) -> Tensor:
         shape, cache = self.shape, self.cache
         k_BKSH, v_BKSH = cache.answer_k_LBKSH[layer], cache.answer_v_LBKSH[layer]
-        k_BKSH[self.slot_B, :, self.place_B] = k_BKH
-        v_BKSH[self.slot_B, :, self.place_B] = v_BKH
+        fused.cache_store(k_BKH, v_BKH, k_BKSH, v_BKSH, None, self.place_B)
         own_B1NH, own_lse_B1N = cached_attention(
             q_BNH[:, None],
             k_BKSH[: shape.slots, :, : shape.answer_span],
