@@ -6,7 +6,6 @@ A rehearsal runs on the CPU at small sizes, with the torch references where a ke
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
@@ -36,16 +35,16 @@ def kernels(device: torch.device, rehearsal: bool) -> Found:
     """Every kernel in bf16, forward and backward, against its reference in float64 on the same rounded inputs."""
     found: Found = {}
     for case in CASES:
-        for sizes in _odd_sizes(rehearsal):
+        for sizes in odd_sizes(rehearsal):
             run = case.reference() if rehearsal else case.kernel()
-            found[f"{case.name} {sizes.model}"] = _errors(case, run, sizes, device)
+            found[f"{case.name} {sizes.model}"] = errors(case, run, sizes, device)
     wrong = {name: errors for name, errors in found.items() if max(errors.values()) > 1}
     if wrong:
         raise GateError(f"beyond twice bf16's rounding: {wrong}")
     return found
 
 
-def _odd_sizes(rehearsal: bool) -> list[Sizes]:
+def odd_sizes(rehearsal: bool) -> list[Sizes]:
     """Sizes that no block divides, at the heads of 0.5B and 7B; long enough for several tiles."""
     tokens, length, vocabulary, prompt = (26, 13, 211, 37) if rehearsal else (1537 * 3, 1537, 50_021, 1537)
     small = _config(width=72, head_dim=8, query_heads=6, key_value_heads=2, vocab_size=vocabulary)
@@ -60,11 +59,12 @@ def _odd_sizes(rehearsal: bool) -> list[Sizes]:
     ]
 
 
-def _errors(case: KernelCase, run: Callable[..., Any], sizes: Sizes, device: torch.device) -> dict[str, float]:
+def errors(case: KernelCase, run: Callable[..., Any], sizes: Sizes, device: torch.device) -> dict[str, float]:
     """Largest error of every result and gradient, in units of twice bf16's rounding of the tensor's largest number."""
     inputs = case.inputs(sizes, torch.bfloat16, device)
     exact = [_exact(x) for x in inputs]
-    ours, theirs = _results(run(*inputs)), _results(case.reference()(*exact))
+    ours = case.results(inputs, run(*inputs))
+    theirs = case.results(exact, case.reference()(*exact))
     pairs = dict(enumerate(zip(ours, theirs, strict=True)))
     if case.backward is not None:
         slopes = [torch.randn_like(x.detach()) for x in ours]
@@ -83,10 +83,6 @@ def _errors(case: KernelCase, run: Callable[..., Any], sizes: Sizes, device: tor
 def _exact(x: Any) -> Any:
     floating = isinstance(x, Tensor) and x.is_floating_point()
     return x.detach().double().requires_grad_(x.requires_grad) if floating else x
-
-
-def _results(out: Any) -> tuple[Tensor, ...]:
-    return out if isinstance(out, tuple) else (out,)
 
 
 def _leaves(inputs: list[Any]) -> list[Tensor]:
@@ -184,8 +180,7 @@ def sampler(device: torch.device, rehearsal: bool) -> Found:
 
 def fsdp(device: torch.device, rehearsal: bool) -> Found:
     """An SFT step under FSDP2 at one rank against the same without it, then samples from the gathered model."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29531", RANK="0", WORLD_SIZE="1")
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         torch.manual_seed(0)
         plain = pc.Decoder(_config(rehearsal=rehearsal)).initialise(0, std=0.05).to(device)

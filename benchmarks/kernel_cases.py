@@ -53,7 +53,8 @@ class KernelCase:
 
     per_step: how often an optimizer step's micro-batch (or a decoding step) runs it. `unfused` is the torch code that
     it replaces, where that is not the reference. Without `backward` the kernel has none. launch: arguments at the end
-    that only size the kernel's launch; torch's code takes none of them.
+    that only size the kernel's launch; torch's code takes none of them. writes: places of the arguments that it writes,
+    which are then its results.
     """
 
     name: str
@@ -65,6 +66,13 @@ class KernelCase:
     decoding: bool = False
     unfused: Callable[..., Any] | None = None
     launch: int = 0
+    writes: tuple[int, ...] = ()
+
+    def results(self, inputs: Inputs, out: Any) -> tuple[Tensor, ...]:
+        """The tensors that a call gave: what it returned, or what it wrote."""
+        if self.writes:
+            return tuple(inputs[place] for place in self.writes)
+        return out if isinstance(out, tuple) else (out,)
 
     def kernel(self) -> Callable[..., Any]:
         """The Triton kernel's function."""
@@ -137,6 +145,15 @@ def _decode(s: Sizes, dtype: torch.dtype, device: torch.device) -> Inputs:
     q = draw((rows, s.group, c.query_heads, c.head_dim), dtype, device, gradient=False)
     k, v = (draw((rows, c.key_value_heads, s.prompt, c.head_dim), dtype, device, gradient=False) for _ in range(2))
     return [q, k, v, torch.full((rows,), s.prompt, dtype=torch.int32, device=device)]
+
+
+def _store(s: Sizes, dtype: torch.dtype, device: torch.device) -> Inputs:
+    """A decoding step's new keys and values, one place a sample."""
+    c = s.config
+    new, cache = (s.samples, c.key_value_heads, c.head_dim), (s.samples, c.key_value_heads, s.answer, c.head_dim)
+    place = torch.arange(s.samples, device=device) * 7 % s.answer
+    tensors = [draw(shape, dtype, device, gradient=False) for shape in (new, new, cache, cache)]
+    return [*tensors, None, place]
 
 
 def naive_attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tensor:
@@ -248,5 +265,15 @@ CASES = (
         per_step=lambda c: c.layers,
         decoding=True,
         unfused=naive_decoding,
+    ),
+    KernelCase(
+        "cache_store",
+        "cache_store",
+        _store,
+        forward=lambda s: Work(s.samples * (4 * s.config.key_value_heads * s.config.head_dim * s.itemsize + 8)),
+        backward=None,
+        per_step=lambda c: c.layers,
+        decoding=True,
+        writes=(2, 3),
     ),
 )

@@ -119,8 +119,8 @@ def predict(case: KernelCase, sizes: Sizes) -> dict[str, Any]:
         fused = sum(seconds([work], gpu) for work in own.values())
         replaced = sum(seconds(counted[way], gpu) for way in own)
         row[chip] = {
-            "us": round(fused * 1e6, 2),
-            "torch_us": round(replaced * 1e6, 2),
+            "us": round(fused * 1e6, 4),
+            "torch_us": round(replaced * 1e6, 4),
             "gain": round(replaced / fused, 2),
             "share_of_step": round(fused * row["per_step"] / step_seconds(case, sizes, gpu), 4),
             "torch_share_of_step": round(replaced * row["per_step"] / step_seconds(case, sizes, gpu), 4),

@@ -6,9 +6,11 @@ import json
 import subprocess
 from pathlib import Path
 
+import gate_parts
 import gpu_gate
 import pytest
 import torch
+from kernel_cases import CASES
 
 GATE = Path(gpu_gate.__file__).with_suffix(".sh")
 
@@ -20,14 +22,30 @@ def test_without_a_gpu_it_says_so_and_exits_with_2() -> None:
     assert "no CUDA device here, so nothing was checked" in done.stdout
 
 
-def test_the_rehearsal_runs_every_part_on_a_cpu(tmp_path: Path) -> None:
-    done = subprocess.run([GATE, "--cpu", "--out", tmp_path / "gate.json"], capture_output=True, text=True)
+def test_a_rehearsal_goes_through_the_script_and_leaves_its_result(tmp_path: Path) -> None:
+    arguments = ["--cpu", "--parts", "attention", "--out", tmp_path / "gate.json"]
+    done = subprocess.run([GATE, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     result = json.loads((tmp_path / "gate.json").read_text())
     assert result["rehearsal"]
     assert result["passed"]
-    assert list(result["parts"]) == list(gpu_gate.TIMEOUTS)
-    assert result["parts"]["sampler"]["found"]["replayed"] > 0
+    assert result["parts"]["attention"]["found"]["largest_gap"] < 1e-6
+
+
+@pytest.mark.parametrize("part", sorted(gpu_gate.TIMEOUTS.keys() - {"attention"}))
+def test_every_part_can_be_rehearsed(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_gate.run_part(part, rehearsal=True) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    if part == "sampler":
+        assert found["replayed"] > found["steps"] / 2
+
+
+def test_a_kernel_that_is_two_percent_off_does_not_pass() -> None:
+    case, device = CASES[0], torch.device("cpu")
+    (sizes,) = gate_parts.odd_sizes(rehearsal=True)
+    right = gate_parts.errors(case, case.reference(), sizes, device)
+    wrong = gate_parts.errors(case, lambda *inputs: 1.02 * case.reference()(*inputs), sizes, device)
+    assert max(right.values()) < 1 < max(wrong.values())
 
 
 def test_a_part_that_fails_or_hangs_is_told_and_the_next_one_still_runs(

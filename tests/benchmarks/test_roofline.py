@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
-import kernels
 import pytest
 import torch
 from kernel_cases import CASES, Sizes, Work
 from measure import RESULTS
 from roofline import OperationCounter, predict, seconds, unfused
 
+import kernels
 from psychecore.train.speed import GPUS
 
 REPO = Path(__file__).resolve().parents[2]
-TINY = Sizes("tiny", kernels.MODELS["Qwen2.5-0.5B"], tokens=64, length=32, samples=8, group=4, prompt=32)
+CONFIG = replace(kernels.MODELS["Qwen2.5-0.5B"], vocab_size=3000)
+TINY = Sizes("tiny", CONFIG, tokens=64, length=32, samples=8, group=4, prompt=32)
 
 
 def test_operations_count_what_they_read_and_write_and_views_cost_nothing() -> None:
@@ -52,7 +54,7 @@ def test_no_kernel_moves_more_than_the_torch_that_it_replaces(case: kernels.Kern
     assert row["B200"]["us"] < row["H100-80"]["us"] < row["A100-80"]["us"]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [c for c in CASES if not c.writes], ids=lambda case: case.name)
 def test_a_kernel_reads_its_inputs_and_writes_its_results_at_least_once(case: kernels.KernelCase) -> None:
     inputs = case.inputs(TINY, torch.bfloat16, torch.device("cpu"))
     with torch.no_grad():
