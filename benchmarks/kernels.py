@@ -111,7 +111,7 @@ def _time(
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
         out = run(*inputs)
-        outs = [x for x in (out if isinstance(out, tuple) else (out,)) if isinstance(x, Tensor) and x.requires_grad]
+        outs = [x for x in case.results(inputs, out) if x.requires_grad]
         wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
         slopes = [torch.ones_like(x) for x in outs]
         backward = timings(lambda: torch.autograd.grad(outs, wanted, slopes, retain_graph=True), device, repeats)

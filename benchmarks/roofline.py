@@ -74,7 +74,7 @@ def unfused(case: KernelCase, sizes: Sizes) -> tuple[list[Work], list[Work]]:
     function = case.torch_code()
     with OperationCounter() as forward:
         out = function(*inputs)
-    outs = [x for x in (out if isinstance(out, tuple) else (out,)) if x.requires_grad]
+    outs = [x for x in case.results(inputs, out) if x.requires_grad]
     wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
     if case.backward is None:
         return forward.works, []
