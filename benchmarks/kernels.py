@@ -27,10 +27,12 @@ from kernel_peers import peers
 from measure import RESULTS, roof, save, timings
 from roofline import predict
 from torch import Tensor
+from torch._functorch import config as functorch_config
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 from plan import MODELS  # the built-in sizes of Qwen2.5
 
+RESOURCES = Path(__file__).resolve().parents[1] / "kernels" / "resources.md"
 CHOSEN = ("Qwen2.5-0.5B", "Qwen2.5-7B", "Qwen2.5-72B")
 ON_CPU = Sizes("Qwen2.5-0.5B", MODELS["Qwen2.5-0.5B"], tokens=256, length=64, samples=8, prompt=64, itemsize=4)
 
@@ -43,10 +45,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true", help="print README's table and leave")
     options = parser.parse_args(arguments)
     if options.table:
-        print(table(json.loads((RESULTS / "kernels.json").read_text(encoding="utf-8"))))
+        print(table(json.loads((RESULTS / "kernels.json").read_text(encoding="utf-8")), RESOURCES.read_text("utf-8")))
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    functorch_config.donated_buffer = False  # backward is timed by running it again on one graph
     result: dict[str, Any] = {"unit": "us", "dtype": str(dtype), "roof": roof(dtype, device)}
     result["predicted"] = [predict(case, Sizes(name, MODELS[name])) for name in options.models for case in CASES]
     result["measured"] = []
@@ -105,7 +108,8 @@ def _time(
     repeats = 20 if device.type == "cuda" else 3
     inputs = case.inputs(sizes, dtype, device)
     with torch.no_grad():
-        row = {"forward": _rates(timings(lambda: run(*inputs), device, repeats), case.forward(sizes), limits)}
+        forward = timings(lambda: run(*inputs), device, repeats)
+    row: dict[str, Any] = {"forward": _rates(forward, case.forward(sizes), limits)}
     if case.backward is not None:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -114,10 +118,11 @@ def _time(
         outs = [x for x in case.results(inputs, out) if x.requires_grad]
         wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
         slopes = [torch.ones_like(x) for x in outs]
-        backward = timings(lambda: torch.autograd.grad(outs, wanted, slopes, retain_graph=True), device, repeats)
-        row["backward"] = _rates(backward, case.backward(sizes), limits)
+        torch.autograd.grad(outs, wanted, slopes, retain_graph=True)
         if device.type == "cuda":
             row["peak_mib"] = round((torch.cuda.max_memory_allocated(device) - before) / 2**20, 1)
+        backward = timings(lambda: torch.autograd.grad(outs, wanted, slopes, retain_graph=True), device, repeats)
+        row["backward"] = _rates(backward, case.backward(sizes), limits)
     return row
 
 
@@ -132,23 +137,37 @@ def _rates(times: list[float], work: Work, limits: dict[str, float]) -> dict[str
     }
 
 
-def table(result: dict[str, Any], model: str = "Qwen2.5-7B", chip: str = "H100-80") -> str:
-    """Markdown: bytes, predicted time and gain of every kernel at one model's sizes on one GPU."""
+def table(result: dict[str, Any], resources: str, model: str = "Qwen2.5-7B", chip: str = "H100-80") -> str:
+    """Markdown: bytes, predicted time and gain of every kernel at one model's sizes, and what it takes of the GPU.
+
+    resources: the text of kernels/resources.md, of which a kernel's largest configuration is shown.
+    """
     lines = [
-        "| kernel | MB forward | MB backward | torch's MB | H100, at best | gain over torch | share of the step |",
-        "|---|---|---|---|---|---|---|",
+        "| kernel | forward | backward | torch, both | H100 at best | gain | of the step (torch) | registers, shared |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in (row for row in result["predicted"] if row["model"] == model):
         ways = [row[way] for way in ("forward", "backward") if way in row]
-        size = [f"{way['bytes'] / 1e6:,.0f}" for way in ways] + ["none"] * (2 - len(ways))
-        replaced = sum(way["torch_bytes"] for way in ways) / 1e6
-        time = row[chip]["us"]
+        size = [_size(way["bytes"]) for way in ways] + ["none"] * (2 - len(ways))
+        found, replaced = row[chip], _size(sum(way["torch_bytes"] for way in ways))
         lines.append(
-            f"| {row['kernel']} | {size[0]} | {size[1]} | {replaced:,.0f} | "
-            f"{f'{time / 1e3:.2f} ms' if time >= 1000 else f'{time:.0f} µs'} | {row[chip]['gain']:.1f} x | "
-            f"{row[chip]['share_of_step']:.1%}, torch {row[chip]['torch_share_of_step']:.1%} |"
+            f"| {row['kernel']} | {size[0]} | {size[1]} | {replaced} | {found['us']:,.3g} µs | {found['gain']:.1f} x | "
+            f"{found['share_of_step']:.2%} ({found['torch_share_of_step']:.2%}) | {taken(row['kernel'], resources)} |"
         )
     return "\n".join(lines)
+
+
+def taken(kernel: str, resources: str, chip: str = "sm_90") -> str:
+    """Most registers a thread and most shared memory of a kernel's configurations, as resources.md lists them."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in resources.splitlines() if line[:1] == "|"]
+    column = next(i for i, title in enumerate(rows[0]) if title.startswith(chip))
+    own = [row for row in rows[2:] if row[0].split()[0] == kernel]
+    registers, shared = (max(int(row[place]) for row in own) for place in (column, column + 1))
+    return f"{registers}, {shared / 1024:.3g} KiB"
+
+
+def _size(number: float) -> str:
+    return f"{number / 1e9:.3g} GB" if number >= 1e9 else f"{number / 1e6:.3g} MB"
 
 
 if __name__ == "__main__":

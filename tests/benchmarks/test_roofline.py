@@ -90,5 +90,18 @@ def test_a_contestant_that_fails_is_named_with_its_error_and_the_others_are_time
 
 def test_readme_s_table_is_that_of_the_committed_result() -> None:
     result = json.loads((RESULTS / "kernels.json").read_text(encoding="utf-8"))
-    assert kernels.table(result) in (REPO / "README.md").read_text(encoding="utf-8")
+    made = kernels.table(result, kernels.RESOURCES.read_text(encoding="utf-8"))
+    assert made in (REPO / "README.md").read_text(encoding="utf-8"), "python benchmarks/kernels.py --table prints it"
     assert {row["kernel"] for row in result["predicted"]} == {case.name for case in CASES}
+
+
+def test_a_kernel_s_resources_are_those_of_its_largest_configuration() -> None:
+    text = (
+        "# Title\n\n"
+        "| configuration | warps | sm_80 registers | shared | occupancy | sm_90 registers | shared | occupancy |\n"
+        "|---|---|---|---|---|---|---|---|\n"
+        "| rms_norm forward 896 bf16 | 4 | 1 | 2 | 5% | 40 | 1024 | 75% |\n"
+        "| rms_norm backward 896 bf16 | 4 | 1 | 2 | 5% | 38 | 3072 | 75% |\n"
+        "| add_rms_norm forward 896 bf16 | 4 | 1 | 2 | 5% | 99 | 9999 | 75% |\n"
+    )
+    assert kernels.taken("rms_norm", text) == "40, 3 KiB"
