@@ -1,6 +1,6 @@
-"""Triton's interpreter must be chosen before a kernel is defined, so its tests run in a process of their own.
+"""Triton's interpreter must be chosen before a kernel is defined, and then nothing can be compiled: two processes.
 
-test_interpreted.py starts that process, with TRITON_INTERPRET=1, once for all of interpreted/. To run one file by hand:
+test_interpreted.py starts the other one, with TRITON_INTERPRET=1, once for all of interpreted/. One file by hand:
 `TRITON_INTERPRET=1 python -m pytest tests/kernels/interpreted/test_rms_norm.py`.
 """
 
@@ -8,4 +8,4 @@ from __future__ import annotations
 
 import os
 
-collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
+collect_ignore = ["test_resources.py"] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
