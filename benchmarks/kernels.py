@@ -158,10 +158,12 @@ def table(result: dict[str, Any], resources: str, model: str = "Qwen2.5-7B", chi
 
 
 def taken(kernel: str, resources: str, chip: str = "sm_90") -> str:
-    """Most registers a thread and most shared memory of a kernel's configurations, as resources.md lists them."""
+    """Most registers a thread and most shared memory of a kernel's configurations, where resources.md lists them."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in resources.splitlines() if line[:1] == "|"]
     column = next(i for i, title in enumerate(rows[0]) if title.startswith(chip))
     own = [row for row in rows[2:] if row[0].split()[0] == kernel]
+    if not own:
+        return "not compiled"
     registers, shared = (max(int(row[place]) for row in own) for place in (column, column + 1))
     return f"{registers}, {shared / 1024:.3g} KiB"
 
