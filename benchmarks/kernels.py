@@ -150,8 +150,9 @@ def table(result: dict[str, Any], resources: str, model: str = "Qwen2.5-7B", chi
         ways = [row[way] for way in ("forward", "backward") if way in row]
         size = [_size(way["bytes"]) for way in ways] + ["none"] * (2 - len(ways))
         found, replaced = row[chip], _size(sum(way["torch_bytes"] for way in ways))
+        time, gain = _duration(found["us"]), found["gain"]
         lines.append(
-            f"| {row['kernel']} | {size[0]} | {size[1]} | {replaced} | {found['us']:,.3g} µs | {found['gain']:.1f} x | "
+            f"| {row['kernel']} | {size[0]} | {size[1]} | {replaced} | {time} | {gain:.1f} x | "
             f"{found['share_of_step']:.2%} ({found['torch_share_of_step']:.2%}) | {taken(row['kernel'], resources)} |"
         )
     return "\n".join(lines)
@@ -166,6 +167,10 @@ def taken(kernel: str, resources: str, chip: str = "sm_90") -> str:
         return "not compiled"
     registers, shared = (max(int(row[place]) for row in own) for place in (column, column + 1))
     return f"{registers}, {shared / 1024:.3g} KiB"
+
+
+def _duration(microseconds: float) -> str:
+    return f"{microseconds / 1e3:.3g} ms" if microseconds >= 1e3 else f"{microseconds:.3g} µs"
 
 
 def _size(number: float) -> str:
