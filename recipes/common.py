@@ -153,6 +153,7 @@ def evaluate_sets(
     max_slots: int,
     runtime: Runtime,
     memory_gib: float | None = None,
+    cuda_graphs: bool | None = None,
 ) -> dict[str, ChoiceReport]:
     """Accuracy on each held-out set, greedy; the questions are spread over the ranks."""
     params = SamplingParams(temperature=0, max_new_tokens=options.max_new_tokens)
@@ -161,7 +162,7 @@ def evaluate_sets(
         mine = share(questions, runtime.rank, runtime.world_size)
         prompts = [tokenizer.render_chat(question_messages(q), add_generation_prompt=True).ids for q in mine]
         longest = max(map(len, prompts), default=1) + options.max_new_tokens
-        sampler = Sampler(policy, tokenizer, max_slots, longest, memory_gib)
+        sampler = Sampler(policy, tokenizer, max_slots, longest, memory_gib, cuda_graphs)
         with gathered(policy):
             bar = f"evaluate {name}" if runtime.first else None
             groups = sampler.generate(prompts, params, progress=bar)

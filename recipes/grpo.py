@@ -93,6 +93,7 @@ class SamplingOptions:
     params: SamplingParams = field(default_factory=lambda: SamplingParams(max_new_tokens=1024))
     max_slots: int = option(64, "sequences that run at the same time on a rank")
     memory_gib: float | None = option(None, "bound of a rank's key/value cache; work that does not fit waits")
+    cuda_graphs: bool | None = option(None, "replay decoding steps as CUDA graphs; none: on a GPU, false: never")
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,9 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         check_hashes(state["reference"], now, "the reference was refreshed")
     reference = load_reference(config, first_step, policy.compute_dtype, runtime)
     sampling = config.sampling
-    sampler = Sampler(policy, tokenizer, sampling.max_slots, max_length(config, prompts), sampling.memory_gib)
+    sampler = Sampler(
+        policy, tokenizer, sampling.max_slots, max_length(config, prompts), sampling.memory_gib, sampling.cuda_graphs
+    )
     runtime.say(
         f"GRPO: {len(questions)} questions, {total_steps} steps of {train.prompts_per_step} prompts x "
         f"{train.samples_per_prompt} samples, {policy.config.parameters / 1e6:.0f}M parameters, "
@@ -160,7 +163,14 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
             runtime.say(f"held-out accuracy {label} (step {step}):")
             with runtime.phase("evaluation"):
                 reports = evaluate_sets(
-                    policy, tokenizer, heldout, config.evaluation, sampling.max_slots, runtime, sampling.memory_gib
+                    policy,
+                    tokenizer,
+                    heldout,
+                    config.evaluation,
+                    sampling.max_slots,
+                    runtime,
+                    sampling.memory_gib,
+                    sampling.cuda_graphs,
                 )
             record_evaluation(folder, label, step, reports, runtime)
 
