@@ -18,8 +18,9 @@ from psychecore.curate.replies import writable
 from psychecore.data.records import read_jsonl
 from psychecore.durable import replace_file
 from psychecore.evaluate.choice import Prediction, predict, predict_parsed
-from psychecore.evaluate.item import Essay, Item
-from psychecore.reward.answer import Parsed
+from psychecore.evaluate.item import Essay, Item, clean_text
+from psychecore.evaluate.text_overlap import text_overlap
+from psychecore.reward.answer import Parsed, answer_part
 from psychecore.text.chat import Message
 
 
@@ -93,6 +94,21 @@ class Answer:
         )
 
 
+@dataclass(frozen=True)
+class EssayAnswer:
+    """One answer to an open question with its scores from 0 to 100; `answer` is `text` without the thinking."""
+
+    id: str
+    groups: dict[str, str]
+    prompt: list[Message]
+    text: str
+    answer: str
+    gold: str
+    rouge_1: float
+    rouge_l: float
+    bleu_4: float
+
+
 def choice_requests(items: Sequence[Item], config: AnswerConfig) -> list[Request]:
     """What a model is asked: each item `samples` times, one after the other."""
     return [_request(item.messages(), config, sample) for item in items for sample in range(config.samples)]
@@ -110,6 +126,17 @@ def read_replies(items: Sequence[Item], replies: Sequence[Reply], samples: int) 
         item, sample = items[number // samples], number % samples
         (prediction,) = predict([item.question], [writable(reply.text)])
         answers.append(Answer.of(item, sample, item.messages(), prediction))
+    return answers
+
+
+def read_essays(essays: Sequence[Essay], replies: Sequence[Reply]) -> list[EssayAnswer]:
+    """The replies to `essay_requests`, scored. Thinking that never ends leaves no answer, which scores 0."""
+    answers = []
+    for essay, reply in zip(essays, replies, strict=True):
+        text = writable(reply.text)
+        answer = clean_text(answer_part(text)[0])
+        scores = text_overlap(answer, essay.gold)._asdict()
+        answers.append(EssayAnswer(essay.id, essay.groups, essay.messages(), text, answer, essay.gold, **scores))
     return answers
 
 

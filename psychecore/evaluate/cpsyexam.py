@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -168,11 +169,11 @@ def _zipped(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
                 )
             for member in sorted(members, key=_member_name):
                 name = PurePosixPath(_member_name(member).replace("\\", "/"))
-                if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+                if name.is_absolute() or ".." in name.parts or str(name)[1:2] == ":":
                     raise ValueError(f"{path}: member {str(name)!r:.80} leads out of the folder, so nothing is read")
                 if name.suffix == ".json" and name.parent.name in SPLITS and "__MACOSX" not in name.parts:
                     yield name, archive.read(member)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, NotImplementedError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is no zip file that can be read: {error!s:.200}") from None
 
 

@@ -238,7 +238,7 @@ def _given(text: str, criterion: Criterion) -> list[str]:
                 inner = value.get("score") if isinstance(value, dict) else value
                 found.append("broken" if not entry.whole or key in entry.value.repeated else str(inner))
     line = re.compile(
-        rf"^[\s\-*#>•|\d.)]*{keys.pattern}[\s*]*[:=|][\s*]*(-?\d+(?:\.\d+)?(?:\s*/\s*\d+)?)",
+        rf"^[\s\-*#>•|\d.)]*{keys.pattern}[\s*]*[:=|][\s*]*(-?\d+(?:\.\d+)?(?:\s*(?:[-/~–—至到或]|or)\s*\d+)?)",
         re.IGNORECASE | re.MULTILINE,
     )
     return found + [match[1] for match in line.finditer(flatten(text))]

@@ -14,9 +14,9 @@ The prompt asks for the bare answer, without thinking.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, combinations
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -30,6 +30,7 @@ from psychecore.text.chat import Message
 from psychecore.train.token_logprobs import batch_logprobs
 
 Form = Literal["letter", "text"]
+TOKENS, KEYS = 8192, 262_144  # of one forward pass: distinct tokens, and keys that segments gather
 SYSTEM = {
     "letter": {
         "en": "You are a psychology expert. Answer with the letter or letters of the right options and nothing else.",
@@ -68,40 +69,77 @@ def candidate_scores(
 ) -> Iterator[dict[str, float] | None]:
     """For each item the log-probability (nats; a token's mean where `normalise`) of each candidate, by letters.
 
-    None for a question that with its candidates is longer than the generator's `max_length`.
+    Items that follow each other run together, so that the questions on one case compute the case once. None for a
+    question that with its candidates is longer than the generator's `max_length`.
     """
+    if not items:  # all is known already: the weights need not be loaded
+        return
     sampler = generator.load()
     tokenizer = sampler.tokenizer
+    batch: list[_Asked] = []
     for item in items:
         prompt = tokenizer.render_chat(likelihood_messages(item, form), add_generation_prompt=True).ids
         texts = candidate_texts(item.question, form)
-        endings = {letters: tokenizer.encode(text) for letters, text in texts.items()}
-        if len(prompt) + max(map(len, endings.values())) > generator.max_length:
-            yield None
-            continue
-        sums = ending_logprobs(sampler.model, prompt, list(endings.values()))
-        yield {
-            letters: value / len(ids) if normalise else value
-            for (letters, ids), value in zip(endings.items(), sums, strict=True)
-        }
-
-
-def best_candidate(scores: Mapping[str, float]) -> str:
-    """The letters with the highest score; of equals the first."""
-    return max(scores, key=lambda letters: scores[letters])
+        asked = _Asked(prompt, {letters: tokenizer.encode(text) for letters, text in texts.items()})
+        if batch and not _fits(batch, asked):
+            yield from _scored(sampler.model, batch, generator.max_length, normalise)
+            batch = []
+        batch.append(asked)
+    yield from _scored(sampler.model, batch, generator.max_length, normalise)
 
 
 @torch.no_grad()
-def ending_logprobs(model: Decoder, prompt: list[int], endings: Sequence[list[int]]) -> list[float]:
-    """log p(ending | prompt) in nats, summed over the ending's tokens, for each; one forward pass, prompt stored once.
+def ending_logprobs(model: Decoder, sequences: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+    """log p(ending | prompt) in nats, summed over the ending's tokens, of (prompt, ending) pairs.
 
-    Raises ValueError for an empty prompt or ending.
+    One packed forward pass, in which common beginnings stand once; several where the keys would exceed KEYS. Raises
+    ValueError for an empty prompt or ending.
     """
-    if not prompt or not all(endings):
-        raise ValueError("a likelihood needs a prompt and endings of at least one token")
-    sequences = [(prompt + ending, [False] * len(prompt) + [True] * len(ending)) for ending in endings]
-    batch = pack(sequences, min_shared=min(16, len(prompt))).to(model.device)
-    logprobs_R, _ = batch_logprobs(model, batch)
-    sums = torch.zeros(len(endings), dtype=torch.float64)
-    sums.index_add_(0, batch.sequence_R.cpu(), logprobs_R.double().cpu())
-    return sums.tolist()
+    if not all(prompt and ending for prompt, ending in sequences):
+        raise ValueError("a likelihood needs a prompt and an ending of at least one token each")
+    step = max(1, KEYS // max((len(prompt) + len(ending) for prompt, ending in sequences), default=1))
+    found: list[float] = []
+    for start in range(0, len(sequences), step):
+        part = sequences[start : start + step]
+        masked = [(prompt + ending, [False] * len(prompt) + [True] * len(ending)) for prompt, ending in part]
+        batch = pack(masked).to(model.device)
+        logprobs_R, _ = batch_logprobs(model, batch)
+        sums = torch.zeros(len(part), dtype=torch.float64)
+        found += sums.index_add_(0, batch.sequence_R.cpu(), logprobs_R.double().cpu()).tolist()
+    return found
+
+
+class _Asked(NamedTuple):
+    prompt: list[int]
+    endings: dict[str, list[int]]
+
+    @property
+    def keys(self) -> int:
+        return sum(len(self.prompt) + len(ending) for ending in self.endings.values())
+
+
+def _fits(batch: list[_Asked], more: _Asked) -> bool:
+    """Whether one more question keeps the batch within TOKENS and KEYS."""
+    tokens, before = 0, list[int]()
+    for asked in [*batch, more]:
+        common = next((n for n, (a, b) in enumerate(zip(before, asked.prompt, strict=False)) if a != b), len(before))
+        tokens += len(asked.prompt) - min(common, len(asked.prompt)) + sum(map(len, asked.endings.values()))
+        before = asked.prompt
+    return tokens <= TOKENS and sum(asked.keys for asked in [*batch, more]) <= KEYS
+
+
+def _scored(model: Decoder, batch: list[_Asked], max_length: int, normalise: bool) -> Iterator[dict[str, float] | None]:
+    short = [len(asked.prompt) + max(map(len, asked.endings.values())) <= max_length for asked in batch]
+    pairs = [
+        (asked.prompt, ending)
+        for asked, fits in zip(batch, short, strict=True)
+        if fits
+        for ending in asked.endings.values()
+    ]
+    values = iter(ending_logprobs(model, pairs))
+    for asked, fits in zip(batch, short, strict=True):
+        yield (
+            {letters: next(values) / (len(ending) if normalise else 1) for letters, ending in asked.endings.items()}
+            if fits
+            else None
+        )

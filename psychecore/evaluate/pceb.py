@@ -26,7 +26,7 @@ AREAS = {"cases": "case", "moral": "moral", "theory": "theory"}  # folder: as th
 COLUMNS = tuple(f"{area} {kind}" for area in AREAS.values() for kind in ("single", "multiple"))
 _PREFIX = re.compile(r"^[\s【\[(（]*([单多])(?:项)?选(?:择题?|题)?[】\])）]*\s*[:：]?\s*")
 _POINTS = re.compile(
-    r"\s*[（(【\[]\s*(?:(?:本|每|各|共|满|计|答|该)[^（）()【】\[\]\n\d]{0,8})?\d{1,3}(?:\.\d)?\s*分[^（）()【】\[\]\n]{0,8}[）)】\]]"
+    r"\s*[（(【\[]\s*(?:(?:本|每|各|共|满|计|答|该)[^（）()【】\[\]\n\d]{0,8})?\d{1,3}(?:\.\d)?\s*分(?![钟之])[^（）()【】\[\]\n]{0,8}[）)】\]]"
 )
 
 

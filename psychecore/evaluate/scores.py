@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +19,6 @@ from psychecore.evaluate.statistics import (
     Estimate,
     estimate,
     majority,
-    paired_difference,
     pass_at_k,
     weighted_estimate,
 )
@@ -139,18 +138,31 @@ def macro_score(
     return _score(result, floor)
 
 
-def difference(
-    one: Sequence[Tallied], other: Sequence[Tallied], value: Callable[[Tallied], float], seed: int = 0
+def macro_difference(
+    one: Sequence[Tallied],
+    other: Sequence[Tallied],
+    group: str = "",
+    weights: Mapping[str, float] | None = None,
+    elastic: bool = False,
+    seed: int = 0,
 ) -> Score:
-    """Mean of one minus other over the items of both, paired, with its interval.
+    """Mean of one minus other over the items of both, paired; with weights, the weighted sum of the groups' means.
 
-    Raises ValueError where an item's key is not the same in both, or they share none.
+    Raises ValueError where an item's key is not the same in both, or a group shares no item.
     """
-    golds = {item.id: item.gold for item in other}
-    if moved := next((item for item in one if golds.get(item.id, item.gold) != item.gold), None):
-        raise ValueError(f"item {moved.id!r:.80} has the key {moved.gold} here and {golds[moved.id]} there")
-    values = {item.id: value(item) for item in one}, {item.id: value(item) for item in other}
-    return _score(paired_difference(*values, seed=seed))
+    there = {item.id: item for item in other}
+    strata: dict[str, tuple[float, list[float]]] = {
+        name: (weight, []) for name, weight in (weights or {"": 1.0}).items()
+    }
+    for item in one:
+        name = item.groups.get(group, "") if weights else ""
+        if item.id not in there or name not in strata:
+            continue
+        twin = there[item.id]
+        if twin.gold != item.gold:
+            raise ValueError(f"item {item.id!r:.80} has the key {item.gold} here and {twin.gold} there")
+        strata[name][1].append(item.elastic - twin.elastic if elastic else item.credit - twin.credit)
+    return _score(weighted_estimate(strata, seed))
 
 
 def mean_score(values: Sequence[float], seed: int = 0) -> Score:

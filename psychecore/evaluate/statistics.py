@@ -87,14 +87,6 @@ def resampled_means(values: Sequence[float], resamples: int, generator: np.rando
     return means
 
 
-def paired_difference(one: Mapping[str, float], other: Mapping[str, float], seed: int = 0) -> Estimate:
-    """Mean of one minus other over the items that both have, by id. Raises ValueError where they share none."""
-    shared = [name for name in one if name in other]
-    if not shared:
-        raise ValueError("the two share no item, so there is nothing to compare")
-    return estimate([one[name] - other[name] for name in shared], seed)
-
-
 def pass_at_k(samples: int, right: int, k: int) -> float:
     """The chance that k samples, drawn without replacement from these, hold a right one (arXiv 2107.03374, eq. 1).
 

@@ -30,12 +30,15 @@ def text_overlap(answer: str, gold: str) -> Overlap:
     if not gold.strip():
         raise ValueError("the gold text is empty, so nothing can be compared with it")
     tools = _load()
-    words = [word for word in tools.cut(answer) if word.strip()][:MAX_WORDS]
-    if not words:
+    if not answer.strip():
         return Overlap(0.0, 0.0, 0.0)
-    gold_words = [word for word in tools.cut(gold) if word.strip()]
-    rouge = tools.rouge.get_scores(" ".join(words), " ".join(gold_words))[0]
-    bleu = tools.bleu([list(gold)], list("".join(words) if len(words) == MAX_WORDS else answer))
+    words = list(tools.cut(answer))
+    if len(words) > MAX_WORDS:
+        words = words[:MAX_WORDS]
+        answer = "".join(words)
+    # white space counts as a word to rouge-chinese, so it is left to it
+    rouge = tools.rouge.get_scores(" ".join(words), " ".join(tools.cut(gold)))[0]
+    bleu = tools.bleu([list(gold)], list(answer))
     return Overlap(100 * rouge["rouge-1"]["f"], 100 * rouge["rouge-l"]["f"], 100 * bleu)
 
 
