@@ -128,7 +128,7 @@ class Evaluation:
 
     def essays(self, name: str, essays: Sequence[Essay]) -> None:
         """Ask and score open questions."""
-        replies = self._ask(name, self.generator, essay_requests(essays, self.config.answers))
+        replies = self._ask(name, essay_requests(essays, self.config.answers))
         answers, seed = read_essays(essays, replies), self.config.run.seed
         write_predictions(self._file(name), answers)
         figures = {
@@ -163,7 +163,7 @@ class Evaluation:
             Request(turn.messages, asked.max_new_tokens, asked.temperature, asked.seed, 0, asked.top_p)
             for turn in turns
         ]
-        replies = [reply.text for reply in self._ask(name, self.generator, requests)]
+        replies = [reply.text for reply in self._ask(name, requests)]
         write_rows(self._file(f"{name}.replies"), [
             {"id": turn.id, "prompt": turn.messages, "text": text} for turn, text in zip(turns, replies, strict=True)
         ])  # fmt: skip
@@ -207,9 +207,7 @@ class Evaluation:
     def _answers(self, name: str, items: Sequence[Item]) -> list[Answer]:
         answers = self.config.answers
         if answers.mode == "generate":
-            return read_replies(
-                items, self._ask(name, self.generator, choice_requests(items, answers)), answers.samples
-            )
+            return read_replies(items, self._ask(name, choice_requests(items, answers)), answers.samples)
         assert isinstance(self.generator, LocalGenerator)
         prompts = [likelihood_messages(item, answers.form) for item in items]
         settings = [self.generator.identity, self.generator.max_length, "likelihood", answers.form, answers.normalise]
@@ -231,10 +229,8 @@ class Evaluation:
             for item, prompt, reply in zip(items, prompts, known, strict=True)
         ]
 
-    def _ask(
-        self, name: str, generator: LocalGenerator | EndpointGenerator, requests: Sequence[Request]
-    ) -> list[Reply]:
-        return Asker(self, name, generator).generate(requests)
+    def _ask(self, name: str, requests: Sequence[Request]) -> list[Reply]:
+        return Asker(self, name, self.generator).generate(requests)
 
     def _against(self, name: str, tallied: Sequence[scores.Tallied], macro: str, averages: Weights) -> dict[str, Any]:
         theirs, seed = scores.tally(read_predictions(self._other(name))), self.config.run.seed
