@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 
 GGUF = "gguf>=0.17"
 DATASKETCH = "datasketch>=1.6"
+# What the open answers of PCEB are scored with, and what the tests of that compare with.
+EVAL = ["jieba>=0.42", "nltk>=3.8", "rouge-chinese>=1.0.3"]
 # An oracle in tests and a peer in benchmarks, never imported by psychecore; 4.51 is the first with Qwen3.
 TRANSFORMERS = "transformers>=4.51"
 
@@ -17,6 +19,7 @@ EXTRAS = {
         "bandit>=1.8",
         DATASKETCH,
         "fastapi>=0.115",  # with uvicorn and openai what `transformers serve` needs, the server of test_real_server.py
+        *EVAL,
         GGUF,
         "hypothesis>=6.100",
         "mypy>=1.10",
@@ -30,7 +33,7 @@ EXTRAS = {
         "triton>=3.4; platform_system == 'Linux'",  # the interpreter tests need it where torch is a CPU build
         "uvicorn>=0.30",
     ],
-    "eval": ["jieba>=0.42", "nltk>=3.8", "rouge-chinese>=1.0.3"],
+    "eval": EVAL,
     "curate": [DATASKETCH],
     "report": ["tensorboard>=2.16"],
     "bench": [GGUF, "llama-cpp-python>=0.3", TRANSFORMERS, "trl>=0.20"],

@@ -27,7 +27,12 @@ ALLOWED: dict[str, list[str]] = {
     # an answer is read as the reward reads it
     "curate.rationale": ["data", "text", "durable", "reward.answer", "untrusted"],
     "curate.select": ["data", "text", "durable", "reward.answer", "untrusted"],  # and so is who is right
-    "evaluate": ["data", "text", "rollout", "reward"],
+    # models are asked, remembered and judged as in curate, and benchmarks are read with its characters
+    "evaluate": [
+        *("data", "text", "rollout", "reward", "durable", "untrusted", "curate.generator", "curate.progress"),
+        *("curate.prompts", "curate.replies", "curate.typography"),
+    ],
+    "evaluate.likelihood": ["data", "text", "model", "train.token_logprobs", "curate.generator"],
     "runtime": [],
     "untrusted": [],
 }
