@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class Curves:
         for section, wanted in SECTIONS:
             for want in wanted:
                 for name in columns:
-                    if name == want or (want.endswith("_") and name.startswith(want)):
+                    if name == want or (want.endswith("_") and name.startswith(want) and name not in timed):
                         placed.setdefault(name, section)
         for name in columns:
             placed.setdefault(name, ELSEWHERE[0] if name in timed else ELSEWHERE[1])
@@ -101,19 +102,19 @@ class Curves:
 
 
 def thin(steps: Sequence[int], values: Sequence[float], points: int = POINTS) -> dict[str, list[float]]:
-    """At most `points` points of a curve: of stretches of equal length the last step, mean, lowest and highest value.
+    """At most `points` points of a curve: last step, mean, lowest and highest value of stretches of about equal length.
 
     "low" and "high" are absent where no stretch has more than one value. "last" is the last value itself.
 
     >>> thin([1, 2, 3, 4], [1.0, 3.0, 5.0, 5.0], points=2)
     {'step': [2, 4], 'mean': [2.0, 5.0], 'low': [1.0, 5.0], 'high': [3.0, 5.0], 'last': [5.0]}
     """
-    size = max(math.ceil(len(values) / points), 1)
-    parts = [values[start : start + size] for start in range(0, len(values), size)]
-    ends = [min(start + size, len(steps)) - 1 for start in range(0, len(values), size)]
-    curve: dict[str, list[float]] = {"step": [steps[end] for end in ends]}
+    count = min(points, len(values))
+    bounds = [place * len(values) // count for place in range(count)] + [len(values)]
+    parts = [values[start:end] for start, end in pairwise(bounds)]
+    curve: dict[str, list[float]] = {"step": [steps[end - 1] for end in bounds[1:]]}
     curve["mean"] = [_short(math.fsum(part) / len(part)) for part in parts]
-    if size > 1:
+    if count < len(values):
         curve |= {"low": [_short(min(part)) for part in parts], "high": [_short(max(part)) for part in parts]}
     return curve | {"last": [_short(value) for value in values[-1:]]}
 

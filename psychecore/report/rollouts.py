@@ -79,13 +79,13 @@ class Rollouts:
     def spread(self, size: int = 1_500_000, groups: int = 160) -> Any:
         """Groups spread evenly over the run, the newest among them, within a budget of bytes; as `page` returns."""
         count = min(groups, len(self))
-        chosen = sorted({len(self) - 1 - place * len(self) // count for place in range(count)}, reverse=True)
+        while True:
+            chosen = [len(self) - 1 - place * len(self) // count for place in range(count)]
+            total = sum(self._sizes[number] for number in chosen)
+            if total <= size or count <= 1:
+                break
+            count = max(min(count - 1, count * size // total), 1)
         with self._open() as read_row:
-            while True:
-                total = sum(self._sizes[number] for number in chosen)
-                if total <= size or len(chosen) <= 1:
-                    break
-                chosen = chosen[::2]
             shown = [_shown(read_row(number), number) for number in chosen]
         return {"groups": shown, "next": None, "total": len(self)}
 

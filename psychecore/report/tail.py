@@ -44,9 +44,10 @@ class Tail:
             self._inode = inode
             file.seek(self.offset)
             while (raw := file.readline(MAX_LINE + 1)).endswith(b"\n"):
+                row = self._row(raw) if raw.strip() else None  # a damaged line stays ahead, so every look names it
                 start, self.offset, self.lines = self.offset, self.offset + len(raw), self.lines + 1
-                if raw.strip():
-                    yield start, self._row(raw)
+                if row is not None:
+                    yield start, row
             if len(raw) > MAX_LINE:
                 raise ValueError(f"{self.path} line {self.lines + 1}: longer than {MAX_LINE:,} bytes")
 
@@ -54,7 +55,7 @@ class Tail:
         try:
             row = parse_json(raw.decode("utf-8"))
         except ValueError as error:
-            raise ValueError(f"{self.path} line {self.lines}: not a JSON object in UTF-8 ({error})") from None
+            raise ValueError(f"{self.path} line {self.lines + 1}: not a JSON object in UTF-8 ({error})") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{self.path} line {self.lines}: a {type(row).__name__}, but must be a JSON object")
+            raise ValueError(f"{self.path} line {self.lines + 1}: a {type(row).__name__}, but must be a JSON object")
         return row
