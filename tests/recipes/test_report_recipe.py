@@ -24,8 +24,9 @@ from psychecore.report.server import ReportServer
 REPO = Path(__file__).resolve().parents[2]
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><!-- Zebra\u2028/*DATA*/"
 OVERFLOW = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-UNNAMED = """return [...document.querySelectorAll('button, input, select, svg[tabindex]')].filter(one =>
-  one.checkVisibility() && !one.textContent.trim() && !one.labels?.length && !one.getAttribute('aria-label')).map(one => one.outerHTML)"""
+UNNAMED = """return [...document.querySelectorAll('button, input, select, svg[tabindex]')]
+  .filter(one => one.checkVisibility() && !one.textContent.trim() && !one.labels?.length)
+  .filter(one => !one.getAttribute('aria-label')).map(one => one.outerHTML)"""
 
 
 @pytest.fixture(scope="module")
