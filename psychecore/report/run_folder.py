@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from psychecore.report.curves import Curves
+from psychecore.report.evaluation import evaluation_rows
 from psychecore.report.rollouts import Rollouts
-from psychecore.untrusted import read_json, within
+from psychecore.untrusted import within
 
 MARKS = ("config.toml", "metrics.jsonl", "evaluation.json")  # a folder with one of them is a run folder
 MAX_CONFIG = 100_000  # bytes that are shown
-MAX_SETS = 500  # rows of the evaluation table
-FIGURES = ("n", "accuracy", "low", "high", "elastic", "constant", "format_rate", "unparsable")
 
 
 class RunFolder:
@@ -52,24 +50,9 @@ class RunFolder:
             "step": self.curves.last_step,
             "config": text,
             "curves": self.curves.to_rows(),
-            "evaluation": self.evaluation(),
+            "evaluation": evaluation_rows(self.path / "evaluation.json"),
             "groups": len(self.rollouts),
         }
-
-    def evaluation(self) -> list[dict[str, Any]]:
-        """evaluation.json as rows of a table: label, step, set, the best constant answer, and FIGURES."""
-        path = self.path / "evaluation.json"
-        if not path.is_file():
-            return []
-        rows = []
-        for label, entry in read_json(path).items():
-            sets = entry.get("sets") if isinstance(entry, dict) else None
-            for name, report in (sets or {}).items() if isinstance(sets, dict) else ():
-                if isinstance(report, dict):
-                    row = {"label": label, "step": _number(entry.get("step")), "set": name}
-                    row["constant_answer"] = str(report.get("constant_answer") or "")
-                    rows.append(row | {key: _number(report.get(key)) for key in FIGURES})
-        return rows[:MAX_SETS]
 
 
 def open_runs(paths: Sequence[Path]) -> list[RunFolder]:
@@ -97,7 +80,3 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_mtime_ns, found.st_size
-
-
-def _number(value: Any) -> float | None:
-    return value if type(value) in (int, float) and math.isfinite(value) else None

@@ -108,7 +108,7 @@ def test_a_thought_is_told_from_the_answer_however_the_stream_is_cut(inside: boo
 
 
 def test_no_control_character_reaches_the_terminal() -> None:
-    every = "".join(map(chr, range(0x110000)))
+    every = "".join(map(chr, [*range(0x20000), *range(0xE0000, 0xE0200)]))  # the planes that have such characters
     left = set(harmless(every))
     marks = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
     controls = {char for char in left if unicodedata.category(char) in ("Cc", "Cs")}
@@ -163,14 +163,14 @@ def test_text_of_user_and_model_never_becomes_a_control_token(chat_of: Any) -> N
 
 
 def test_the_oldest_turns_leave_a_full_context(chat_of: Any) -> None:
-    chat = chat_of(*["word " * 60] * 4, max_length=330)
+    chat = chat_of(*["word " * 60] * 4, max_length=250)
     for number in range(4):
         chat.handle(f"Question {number}")
     last = chat.tokenizer.decode(chat.sampler.prompts[-1])
     assert "Question 1" not in last
     assert "Question 2" in last
     assert "the context is full: the first 2 turns" in shown(chat)
-    assert all(len(ids) + 100 <= 330 for ids in chat.sampler.prompts)
+    assert all(len(ids) + 100 <= 250 for ids in chat.sampler.prompts)
     chat.handle("long " * 500)
     assert "shorten it, or lower /params max_new_tokens=100" in shown(chat)
     assert len(chat.messages) == 8
@@ -327,16 +327,16 @@ def test_on_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_ends(workplace: Path, t
     pid, terminal = pty.fork()
     if pid == 0:
         os.execve(command[0], command, os.environ | ENVIRONMENT)
-    said = ""
+    said, seen = "", 0  # what the terminal showed, and how far a search has found
 
-    def until(words: str, seconds: float = 60) -> str:
-        nonlocal said
-        start, end = len(said), time.monotonic() + seconds
-        while words not in said[start:]:
-            assert time.monotonic() < end, f"no {words!r} in {said[-2000:]!r}"
+    def until(words: str, seconds: float = 60) -> None:
+        nonlocal said, seen
+        end = time.monotonic() + seconds
+        while words not in said[seen:]:
+            assert time.monotonic() < end, f"no {words!r} in {said[seen:][-2000:]!r}"
             if select.select([terminal], [], [], 0.1)[0]:
                 said += os.read(terminal, 65536).decode(errors="replace")
-        return said[start:]
+        seen = said.index(words, seen) + len(words)
 
     try:
         until("you> ")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from psychecore.report.curves import POINTS, Curves, thin
+from psychecore.report.evaluation import evaluation_rows
 from psychecore.report.rollouts import PAGE, Rollouts
 from psychecore.report.run_folder import RunFolder, open_runs
 
@@ -204,13 +205,31 @@ def test_a_damaged_log_is_named_with_its_line(name: str, line: str, message: str
             run.look()
 
 
-def test_the_evaluation_table_has_a_row_for_each_label_and_set(tmp_path: Path) -> None:
+def test_the_table_has_a_row_for_each_label_and_set_of_a_training_run(tmp_path: Path) -> None:
     score = {"n": 100, "accuracy": 0.5, "low": 0.4, "high": 0.6, "constant": 0.3, "constant_answer": "C"}
     sets = {"heldout": score, "odd": {"n": "many", "accuracy": None}, "no report": 3}
     (tmp_path / "evaluation.json").write_text(json.dumps({"after": {"step": 4, "sets": sets}, "odd": 1}))
-    first, second = RunFolder(tmp_path).evaluation()
-    assert (first["label"], first["step"], first["set"], first["n"], first["high"]) == ("after", 4, "heldout", 100, 0.6)
-    assert (second["set"], second["n"], second["accuracy"]) == ("odd", None, None)
+    first, second = evaluation_rows(tmp_path / "evaluation.json")
+    assert [first[key] for key in ("label", "step", "set", "n", "value")] == ["after", 4, "heldout", 100, 0.5]
+    assert (second["set"], second["n"], second["value"]) == ("odd", None, None)
+
+
+def test_the_table_has_the_figures_of_an_evaluation_run(tmp_path: Path) -> None:
+    score = {"n": 9, "value": 0.5, "low": 0.4, "high": 0.6, "constant": 0.3, "constant_answer": "C"}
+    benchmarks = {
+        "pceb": {"kind": "choice", "all": {"accuracy": score, "unparsable": 0.1}, "averages": {"standard": score}},
+        "essays": {"kind": "overlap", "figures": {"rouge_1": {**score, "value": 27.3}}},
+        "talks": {"kind": "judged", "rubrics": {"cpsycoun": {"unparsable": 0.2, "figures": {"safety": score}}}},
+        "unscored": {"kind": "choice", "problems": []},
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps({"model": {"name": "m"}, "benchmarks": benchmarks}))
+    rows = evaluation_rows(tmp_path / "evaluation.json")
+    assert [(row["set"], row["value"], row["percent"], row["unparsable"]) for row in rows] == [
+        ("pceb", 0.5, True, 0.1),
+        ("pceb, average, standard", 0.5, True, None),
+        ("essays, rouge_1", 27.3, False, None),
+        ("talks, cpsycoun safety", 0.5, False, 0.2),
+    ]
 
 
 def test_runs_of_one_name_are_told_apart_and_what_is_no_run_is_refused(tmp_path: Path) -> None:
