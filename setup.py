@@ -47,7 +47,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["psychecore", "psychecore.*"]), "psychecore.kernels"],
     package_dir={"psychecore.kernels": "kernels"},
-    package_data={"psychecore": ["py.typed", "curate/*.html"]},
+    package_data={"psychecore": ["py.typed", "curate/*.html", "report/*.html"]},
     install_requires=[
         "torch>=2.7",
         "huggingface-hub>=0.30",

@@ -43,6 +43,7 @@ from psychecore.data.stream import Stream, share
 from psychecore.durable import remove_folder
 from psychecore.model.decoder import Decoder
 from psychecore.model.pretrained import local_folder, save_model
+from psychecore.report.page import write_report
 from psychecore.reward.score import RewardConfig, score_group
 from psychecore.rollout.sampler import Sampler
 from psychecore.rollout.sampling import SamplingParams, stream_key
@@ -245,6 +246,8 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
     evaluate("after", total_steps)
     with runtime.phase("export"):
         save_model(policy, tokenizer, folder / "export", dtype=torch.bfloat16)
+    if runtime.first:
+        write_report([folder], folder / "report.html")
     runtime.say(f"exported to {folder / 'export'}")
 
 

@@ -67,7 +67,7 @@ def open_run_folder(folder: Path, config_text: str, runtime: Runtime) -> None:
         if runtime.first:
             folder.mkdir(parents=True, exist_ok=True)
             _lock(folder)
-            tidy(folder, ["config.toml", "*.jsonl", "evaluation.json", "export"])
+            tidy(folder, ["config.toml", "*.jsonl", "evaluation.json", "export", "report.html"])
             tidy(folder / "reference", ["step_*"])
             replace_file(path, [config_text])
 

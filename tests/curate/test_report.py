@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium, complaints, resize
-from test_review_page import HOSTILE, LOW_CONTRAST
+from browser import LOW_CONTRAST, chromium, complaints, resize
+from test_review_page import HOSTILE
 
 from psychecore.curate.assemble import Provenance, Sources, assemble
 from psychecore.curate.charts import Node, Part, bars, flow, histogram, quantile

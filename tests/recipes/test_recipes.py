@@ -84,6 +84,7 @@ def test_a_run_leaves_its_folder_metrics_samples_and_export(finished: tuple[str,
     assert pc.load_model(folder / "export").config == pc.load_model(workplace / "model").config
     assert pc.load_tokenizer(folder / "export").stop_ids
     assert (folder / "config.toml").is_file()
+    assert '"name": "loss"' in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_an_interrupted_run_continues_where_it_was(finished: tuple[str, Path]) -> None:
