@@ -25,7 +25,7 @@ test: $(VENV)/.installed-test ## ruff, mypy, bandit, pytest, and the demo cut to
 	$(RUN) -m mypy
 	$(RUN) -m bandit -q -c pyproject.toml -r psychecore kernels recipes benchmarks
 	$(RUN) recipes/demo_model.py
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 	rm -rf runs/smoke
 	$(RUN) recipes/pipeline.py --config recipes/presets/smoke.toml
 

@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 
 GGUF = "gguf>=0.17"
 DATASKETCH = "datasketch>=1.6"
+# What the open answers of PCEB are scored with, and what the tests of that compare with.
+EVAL = ["jieba>=0.42", "nltk>=3.8", "rouge-chinese>=1.0.3"]
 # An oracle in tests and a peer in benchmarks, never imported by psychecore; 4.51 is the first with Qwen3.
 TRANSFORMERS = "transformers>=4.51"
 
@@ -16,17 +18,22 @@ EXTRAS = {
     "test": [
         "bandit>=1.8",
         DATASKETCH,
+        "fastapi>=0.115",  # with uvicorn and openai what `transformers serve` needs, the server of test_real_server.py
+        *EVAL,
         GGUF,
         "hypothesis>=6.100",
         "mypy>=1.10",
+        "openai>=1.98",
         "pytest>=8",
+        "pytest-xdist>=3.5",
         "ruff>=0.6",
         "selenium>=4.30",  # drives Debian's chromium over the pages of psychecore/curate; those tests skip without it
         "setuptools>=77",  # a fresh .venv has none from Python 3.12 on, and tests/test_packaging.py builds a wheel
         TRANSFORMERS,
         "triton>=3.4; platform_system == 'Linux'",  # the interpreter tests need it where torch is a CPU build
+        "uvicorn>=0.30",
     ],
-    "eval": ["jieba>=0.42", "nltk>=3.8", "rouge-chinese>=1.0.3"],
+    "eval": EVAL,
     "curate": [DATASKETCH],
     "report": ["tensorboard>=2.16"],
     "bench": [GGUF, "llama-cpp-python>=0.3", TRANSFORMERS, "trl>=0.20"],
@@ -40,7 +47,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["psychecore", "psychecore.*"]), "psychecore.kernels"],
     package_dir={"psychecore.kernels": "kernels"},
-    package_data={"psychecore": ["py.typed", "curate/*.html"]},
+    package_data={"psychecore": ["py.typed", "curate/*.html", "report/*.html"]},
     install_requires=[
         "torch>=2.7",
         "huggingface-hub>=0.30",

@@ -40,14 +40,32 @@ def summary(rates: Mapping[str, list[float]], ours: str) -> dict[str, Any]:
     }
 
 
-def roof(dtype: torch.dtype) -> dict[str, float]:
+def roof(dtype: torch.dtype, device: torch.device | None = None) -> dict[str, float]:
     """Bytes a second of a large copy (read plus write) and FLOP/s of a large matrix product, here and now."""
-    x = torch.ones(64 * 2**20)
+    device = device or torch.device("cpu")
+    x = torch.ones((4096 if device.type == "cuda" else 64) * 2**18, device=device)
     y = torch.empty_like(x)
-    a = torch.ones(2048, 2048, dtype=dtype)
-    copy = min(_seconds(lambda: y.copy_(x)) for _ in range(5))
-    product = min(_seconds(lambda: a @ a) for _ in range(5))
-    return {"bytes_per_s": 2 * x.nbytes / copy, "flops": 2 * 2048**3 / product}
+    side = 8192 if device.type == "cuda" else 2048
+    a = torch.ones(side, side, dtype=dtype, device=device)
+    copy = min(timings(lambda: y.copy_(x), device, 5))
+    product = min(timings(lambda: a @ a, device, 5))
+    return {"bytes_per_s": 2 * x.nbytes / copy, "flops": 2 * side**3 / product}
+
+
+def timings(work: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
+    """Seconds of each of `repeats` runs; on CUDA by events, with a cold cache and after one run to warm up."""
+    if device.type != "cuda":
+        return [_seconds(work) for _ in range(repeats)]
+    work()
+    flush = torch.empty(256 * 2**20, dtype=torch.int8, device=device)  # larger than any L2
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    for start, stop in events:
+        flush.zero_()
+        start.record()
+        work()
+        stop.record()
+    torch.cuda.synchronize(device)
+    return [start.elapsed_time(stop) / 1e3 for start, stop in events]
 
 
 def machine() -> dict[str, Any]:
@@ -58,7 +76,8 @@ def machine() -> dict[str, Any]:
         lines = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
         flags = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in text]
         model = f"{lines[0] if lines else platform.machine()} ({', '.join(flags)})"
-    return {
+    gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if torch.cuda.is_available() else {}
+    return gpu | {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),

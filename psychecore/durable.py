@@ -28,6 +28,17 @@ def replace_file(path: Path, chunks: Iterable[str]) -> None:
     sync_folder(path.parent)
 
 
+def create_file(path: Path, chunks: Iterable[str]) -> None:
+    """Write a new UTF-8 text file. Raises FileExistsError where something has that name, and leaves that as it is."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        replace_file(temporary, chunks)
+        os.link(temporary, path)  # unlike a rename, it never takes another file's place
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
 def replace_folder(temporary: Path, target: Path) -> None:
     """Put a finished folder in its place, flushed; an old one is moved aside first and removed last."""
     for path in temporary.iterdir():

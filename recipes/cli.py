@@ -193,7 +193,7 @@ def _parse(text: str, kind: Any, path: str) -> Any:
             raise ValueError(f"option --{path} is {text!r:.80}, but must be true or false")
         return text == "true"
     if typing.get_origin(first) is tuple:
-        return [part for part in text.split(",") if part]
+        return [_parse(part, typing.get_args(first)[0], path) for part in text.split(",") if part]
     if first in (int, float):
         try:
             return first(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import torch
@@ -47,7 +47,7 @@ class Models:
         by_name: dict[str, str] = {}
         for spec in dict.fromkeys((options.author, *options.judges, *options.selectors)):
             if spec:
-                made = self._made[spec] = self._make(spec)
+                made = self._made[spec] = make_generator(spec, options)
                 if by_name.setdefault(made.name, made.identity) != made.identity:
                     raise ValueError(f"two models are named {made.name!r}: name one in models, as NAME={spec}")
 
@@ -78,25 +78,29 @@ class Models:
             for role, specs in roles.items()
         }
 
-    def _make(self, spec: str) -> LocalGenerator | EndpointGenerator:
-        name, equals, source = spec.partition("=")
-        if not equals or "/" in name:  # a folder or an address may hold a "=" of its own
-            name, source = "", spec
-        options = self.options
-        if source.startswith(("http://", "https://")):
-            url, _, model = source.partition("#")
-            keys = dict(key.split("=", 1) for key in options.keys if "=" in key)
-            host = urlsplit(url).netloc
-            endpoint = EndpointConfig(
-                url=url,
-                model=model,
-                key_variable=keys.get(host, keys.get(host.partition(":")[0], "")),
-                concurrency=options.concurrency,
-                timeout_s=options.timeout_s,
-                give_up_after_s=options.give_up_after_s,
-            )
-            return EndpointGenerator(endpoint, name)
-        cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
-        device = torch.device("cuda" if cuda else "cpu")
-        dtype = fast_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
-        return LocalGenerator(source, name, dtype, device, options.slots, options.max_length)
+
+def make_generator(spec: str, options: Any) -> LocalGenerator | EndpointGenerator:
+    """The model of a spec (FORM); `options` has the settings of ModelsOptions from `keys` on.
+
+    Raises FileNotFoundError or ValueError where there is no such model.
+    """
+    name, equals, source = spec.partition("=")
+    if not equals or "/" in name:  # a folder or an address may hold a "=" of its own
+        name, source = "", spec
+    if source.startswith(("http://", "https://")):
+        url, _, model = source.partition("#")
+        keys = dict(key.split("=", 1) for key in options.keys if "=" in key)
+        host = urlsplit(url).netloc
+        endpoint = EndpointConfig(
+            url=url,
+            model=model,
+            key_variable=keys.get(host, keys.get(host.partition(":")[0], "")),
+            concurrency=options.concurrency,
+            timeout_s=options.timeout_s,
+            give_up_after_s=options.give_up_after_s,
+        )
+        return EndpointGenerator(endpoint, name)
+    cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if cuda else "cpu")
+    dtype = fast_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
+    return LocalGenerator(source, name, dtype, device, options.slots, options.max_length)

@@ -24,22 +24,18 @@ from common import (
     EvaluationOptions,
     ModelOptions,
     RunOptions,
-    check_hashes,
-    end_step,
     evaluate_sets,
     evaluated,
     evaluation_due,
-    hash_inputs,
     load_frozen,
     load_policy,
-    open_run_folder,
     option,
     quarters,
     record_evaluation,
-    resume,
     steps_of,
 )
 from planning import warn_if_too_large
+from run_folder import check_hashes, end_step, hash_inputs, open_run_folder, resume
 
 from psychecore.data.prompts import question_messages
 from psychecore.data.records import Question, read_questions
@@ -47,6 +43,7 @@ from psychecore.data.stream import Stream, share
 from psychecore.durable import remove_folder
 from psychecore.model.decoder import Decoder
 from psychecore.model.pretrained import local_folder, save_model
+from psychecore.report.page import write_report
 from psychecore.reward.score import RewardConfig, score_group
 from psychecore.rollout.sampler import Sampler
 from psychecore.rollout.sampling import SamplingParams, stream_key
@@ -97,6 +94,7 @@ class SamplingOptions:
     params: SamplingParams = field(default_factory=lambda: SamplingParams(max_new_tokens=1024))
     max_slots: int = option(64, "sequences that run at the same time on a rank")
     memory_gib: float | None = option(None, "bound of a rank's key/value cache; work that does not fit waits")
+    cuda_graphs: bool | None = option(None, "replay decoding steps as CUDA graphs; none: on a GPU, false: never")
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,9 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         check_hashes(state["reference"], now, "the reference was refreshed")
     reference = load_reference(config, first_step, policy.compute_dtype, runtime)
     sampling = config.sampling
-    sampler = Sampler(policy, tokenizer, sampling.max_slots, max_length(config, prompts), sampling.memory_gib)
+    sampler = Sampler(
+        policy, tokenizer, sampling.max_slots, max_length(config, prompts), sampling.memory_gib, sampling.cuda_graphs
+    )
     runtime.say(
         f"GRPO: {len(questions)} questions, {total_steps} steps of {train.prompts_per_step} prompts x "
         f"{train.samples_per_prompt} samples, {policy.config.parameters / 1e6:.0f}M parameters, "
@@ -164,7 +164,14 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
             runtime.say(f"held-out accuracy {label} (step {step}):")
             with runtime.phase("evaluation"):
                 reports = evaluate_sets(
-                    policy, tokenizer, heldout, config.evaluation, sampling.max_slots, runtime, sampling.memory_gib
+                    policy,
+                    tokenizer,
+                    heldout,
+                    config.evaluation,
+                    sampling.max_slots,
+                    runtime,
+                    sampling.memory_gib,
+                    sampling.cuda_graphs,
                 )
             record_evaluation(folder, label, step, reports, runtime)
 
@@ -239,6 +246,8 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
     evaluate("after", total_steps)
     with runtime.phase("export"):
         save_model(policy, tokenizer, folder / "export", dtype=torch.bfloat16)
+    if runtime.first:
+        write_report([folder], folder / "report.html")
     runtime.say(f"exported to {folder / 'export'}")
 
 

@@ -1,7 +1,13 @@
-"""The whole pipeline in one command: compose the data, SFT, GRPO, and the table base / SFT / GRPO.
+"""The whole pipeline in one command: curate the data, SFT on the easy, GRPO on the hard, and the table of accuracies.
 
     python recipes/pipeline.py --config recipes/presets/demo.toml
     python recipes/pipeline.py --config recipes/presets/demo.toml --pipeline.seed 1 --pipeline.folder runs/demo-1
+
+1. compose: questions out of the authored concepts; a small share of them, `sft_share`, is for
+2. warm-up: a short SFT of the base model, which gives curation a second selector;
+3. curate: passages, posts and the other composed questions become sft.jsonl and grpo.jsonl (recipes/curate.py);
+4. SFT on the questions that a selector got and the dialogues, from the base model;
+5. GRPO on the questions that none got, from the SFT checkpoint.
 
 Each stage is a process of its own (torchrun where `processes` is above 1), and continues where it was interrupted.
 """
@@ -21,9 +27,12 @@ from typing import Any
 import compose
 from cli import dump_config, load_config, main_guard
 from common import evaluated, option
+from curate_options import CurateRecipe
 from grpo import GrpoRecipe
 from sft import SftRecipe
 
+from psychecore.curate.assemble import MANIFEST_FILE
+from psychecore.data.records import read_questions
 from psychecore.durable import replace_file
 from psychecore.runtime import SIGNALS
 
@@ -34,16 +43,20 @@ RECIPES = Path(__file__).resolve().parent
 class PipelineOptions:
     """Where it all goes; the stages' own data paths and run folders are set from here."""
 
-    folder: Path = option(Path("runs/demo"), "holds data/, sft/ and grpo/")
+    folder: Path = option(Path("runs/demo"), "holds data/, warmup/, curate/, sft/ and grpo/")
     seed: int = option(42, "composes the data, orders the rows and samples")
     language: str = option("en", "language of the composed questions: en, zh, or en,zh")
     kinds: tuple[str, ...] = option(compose.KINDS, "kinds of composed questions: field,concept,multiple")
-    sft_share: float = option(0.5, "share of the training concepts that SFT gets; GRPO gets the others")
+    sft_share: float = option(0.2, "share of the training concepts that the warm-up gets; curation gets the others")
+    warmup_steps: int = option(15, "SFT steps of the second selector; 0: the base model is the only selector")
+    curate: Path = option(RECIPES / "presets" / "curate_demo.toml", "the curation's preset")
     processes: int = option(1, "ranks of each training stage on this machine")
 
     def __post_init__(self) -> None:
-        if self.processes < 1:
-            raise ValueError(f"processes is {self.processes}, but must be at least 1")
+        if self.processes < 1 or self.warmup_steps < 0:
+            raise ValueError(
+                f"processes is {self.processes}, but must be at least 1; warmup_steps {self.warmup_steps} at least 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -58,22 +71,43 @@ class Pipeline:
 def main(config: Pipeline) -> None:
     """Run every stage and print the table."""
     started, options = time.perf_counter(), config.pipeline
-    data, sft_folder, grpo_folder = (options.folder / name for name in ("data", "sft", "grpo"))
+    data, warmup_folder, curate_folder, sft_folder, grpo_folder = (
+        options.folder / name for name in ("data", "warmup", "curate", "sft", "grpo")
+    )
+    curation: CurateRecipe = load_config(CurateRecipe, ["--config", str(options.curate)], None, table="curate")
     print("== compose", flush=True)
     flags = {"seed": options.seed, "language": options.language, "kinds": ",".join(options.kinds)}
     flags |= {"sft-share": options.sft_share, "out": data}
     compose.main([f"--{name}={value}" for name, value in flags.items()])
+    give_questions(data)
     heldout = tuple(str(data / name) for name in ("heldout.jsonl", "heldout_concepts.jsonl"))
+    selectors = curation.models.selectors
+    if options.warmup_steps:
+        warmup = replace(
+            config.sft,
+            data=replace(config.sft.data, train=data / "sft.jsonl"),
+            run=replace(config.sft.run, folder=warmup_folder, seed=options.seed, steps=options.warmup_steps),
+            evaluation=replace(config.sft.evaluation, files=()),
+        )
+        run_stage("sft", warmup, options, "warmup")
+        selectors = (*selectors, f"warm-up={warmup_folder / 'export'}")
+    curation = replace(
+        curation,
+        run=replace(curation.run, folder=curate_folder),
+        sources=replace(curation.sources, questions=data / "given.jsonl"),
+        models=replace(curation.models, selectors=selectors),
+    )
+    run_stage("curate", curation, options)
     sft = replace(
         config.sft,
-        data=replace(config.sft.data, train=data / "sft.jsonl"),
+        data=replace(config.sft.data, train=curate_folder / "sft.jsonl"),
         run=replace(config.sft.run, folder=sft_folder, seed=options.seed),
         evaluation=replace(config.sft.evaluation, files=heldout),
     )
     grpo = replace(
         config.grpo,
         model=replace(config.grpo.model, path=str(sft_folder / "export")),
-        data=replace(config.grpo.data, train=data / "grpo.jsonl"),
+        data=replace(config.grpo.data, train=curate_folder / "grpo.jsonl"),
         run=replace(config.grpo.run, folder=grpo_folder, seed=options.seed),
         evaluation=replace(config.grpo.evaluation, files=heldout),
     )
@@ -83,17 +117,31 @@ def main(config: Pipeline) -> None:
     print(f"total time {(time.perf_counter() - started) / 60:.1f} minutes; the model is in {grpo_folder / 'export'}")
 
 
-def run_stage(name: str, config: SftRecipe | GrpoRecipe, options: PipelineOptions) -> None:
-    """Run one recipe as a process; raises SystemExit with its exit code where it fails or is stopped by a signal.
+def give_questions(data: Path) -> None:
+    """Write given.jsonl: the composed questions for curation; those on one concept stay together in every split."""
+    rows = (
+        {**q.to_row(), "passage_id": f"concept {compose.split_key(q)}"} for q in read_questions(data / "grpo.jsonl")
+    )
+    replace_file(data / "given.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
-    A signal is the stage's to obey (it saves first), so it is passed on and waited for.
+
+def run_stage(
+    recipe: str, config: SftRecipe | GrpoRecipe | CurateRecipe, options: PipelineOptions, name: str = ""
+) -> None:
+    """Run one recipe as a process; `name` tells apart two stages of one recipe.
+
+    Raises SystemExit with its exit code where it fails or is stopped by a signal. A signal is the stage's to obey (it
+    saves first), so it is passed on and waited for.
     """
+    name = name or recipe
     print(f"\n== {name}", flush=True)
     options.folder.mkdir(parents=True, exist_ok=True)
     preset = options.folder / f"{name}.toml"
     replace_file(preset, [dump_config(config)])
-    launcher = [sys.executable]
-    if options.processes > 1:
+    launcher, environment = [sys.executable], dict(os.environ)
+    if options.processes > 1 and not isinstance(config, CurateRecipe):
+        # torchrun kills its ranks 30 s after a signal, where a step may take longer
+        environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(int(60 * config.run.timeout_minutes))
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.processes)]
     received: list[int] = []
     stages: list[subprocess.Popen[bytes]] = []
@@ -104,11 +152,9 @@ def run_stage(name: str, config: SftRecipe | GrpoRecipe, options: PipelineOption
             stage.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    # torchrun kills its ranks 30 s after a signal, where a step may take longer
-    environment = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(60 * config.run.timeout_minutes))}
     try:
         # a session of its own: a Ctrl-C then reaches the stage once, from here
-        command = [*launcher, str(RECIPES / f"{name}.py"), "--config", str(preset)]
+        command = [*launcher, str(RECIPES / f"{recipe}.py"), "--config", str(preset)]
         stage = subprocess.Popen(command, start_new_session=True, env=environment)
         stages.append(stage)
         if received:
@@ -119,9 +165,18 @@ def run_stage(name: str, config: SftRecipe | GrpoRecipe, options: PipelineOption
             signal.signal(number, handler)
     if code and not received:
         print(f"error: stage {name} ended with exit code {code}", file=sys.stderr)
-    if code or received or not evaluated(config.run.folder, "after"):
+    if code or received or not finished(config):
         print(f"stage {name} was not finished; the same command continues it", file=sys.stderr)
         raise SystemExit(code)
+
+
+def finished(config: SftRecipe | GrpoRecipe | CurateRecipe) -> bool:
+    """Whether a stage has come to its end."""
+    if isinstance(config, CurateRecipe):
+        return (config.run.folder / MANIFEST_FILE).exists()
+    if not config.evaluation.files:
+        return (config.run.folder / "export").is_dir()
+    return evaluated(config.run.folder, "after")
 
 
 def table(sft_folder: Path, grpo_folder: Path) -> str:

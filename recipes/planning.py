@@ -184,7 +184,7 @@ def warn_if_too_large(config: Any, runtime: Runtime) -> bool:
     """Before a model is loaded: say in one line that the run can exceed the memory of its device, and what helps."""
     model = ModelConfig.from_folder(local_folder(config.model.path))
     dtype, cuda = compute_dtype(config.model, runtime), runtime.device.type == "cuda"
-    plan = plan_run(config, model, runtime.world_size, dtype, resolve_backend(runtime.device, dtype) == "flash")
+    plan = plan_run(config, model, runtime.world_size, dtype, resolve_backend(runtime.device, dtype) != "torch")
     moment, kinds = peak(plan)
     available, needed = device_memory(runtime.device), sum(kinds.values())
     if not cuda:

@@ -21,24 +21,22 @@ from common import (
     EvaluationOptions,
     ModelOptions,
     RunOptions,
-    end_step,
     evaluate_sets,
     evaluated,
     evaluation_due,
-    hash_inputs,
     load_policy,
-    open_run_folder,
     option,
     record_evaluation,
-    resume,
     steps_of,
 )
 from planning import warn_if_too_large
+from run_folder import end_step, hash_inputs, open_run_folder, resume
 from tqdm import tqdm
 
 from psychecore.data.records import Conversation, read_conversations
 from psychecore.data.stream import Stream, balanced_shares
 from psychecore.model.pretrained import local_folder, save_model
+from psychecore.report.page import write_report
 from psychecore.runtime import Runtime, runtime
 from psychecore.text.tokenizer import Encoded, Tokenizer, load_tokenizer
 from psychecore.train.metrics import RunLog, Stopwatch, matmul_peak, peak_memory_gib, step_line, training_flops
@@ -143,6 +141,8 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
     evaluate("after", total_steps)
     with runtime.phase("export"):
         save_model(policy, tokenizer, folder / "export", dtype=torch.bfloat16)
+    if runtime.first:
+        write_report([folder], folder / "report.html")
     runtime.say(f"exported to {folder / 'export'}")
 
 

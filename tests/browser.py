@@ -1,4 +1,4 @@
-"""A headless Chromium for tests of HTML pages, driven by real key presses; the network is cut off."""
+"""A headless Chromium for tests of HTML pages, driven by real key presses; the network is cut off but for loopback."""
 
 from __future__ import annotations
 
@@ -21,8 +21,30 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
+
+# Texts with less than 4.5 : 1 against the nearest filled background (WCAG 2.2, 1.4.3), disabled ones aside.
+LOW_CONTRAST = """
+  const numbers = text => text.match(/[\\d.]+/g).map(Number);
+  const channels = text => text.startsWith('color(') // color-mix() gives shares of 1, and rgb() of 255
+    ? numbers(text).map((v, i) => i < 3 ? v * 255 : v) : numbers(text);
+  const light = rgb => rgb.slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const low = [];
+  for (const one of document.querySelectorAll('body *')) {
+    const own = [...one.childNodes].some(child => child.nodeType === 3 && child.data.trim());
+    if (!own || !one.checkVisibility() || one.closest(':disabled, [inert], script, style, kbd, option')) continue;
+    let behind = one, fill;
+    do {
+      fill = channels(getComputedStyle(behind).backgroundColor); behind = behind.parentElement;
+    } while (fill[3] === 0 && behind);
+    const [a, b] = [light(channels(getComputedStyle(one).color)), light(fill)].sort((x, y) => y - x);
+    const ratio = (a + .05) / (b + .05);
+    if (ratio < 4.5) low.push(`${one.tagName} ${one.id} ${one.textContent.slice(0, 30)}: ${ratio.toFixed(2)}`);
+  }
+  return low;
+"""
 
 
 @contextmanager

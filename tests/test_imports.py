@@ -15,6 +15,7 @@ REPO = Path(__file__).resolve().parents[1]
 ALLOWED: dict[str, list[str]] = {
     "kernels": [],
     "durable": [],
+    "page": [],
     "model": ["durable", "untrusted"],
     "model.fused": ["kernels"],
     "text": ["untrusted"],
@@ -22,16 +23,22 @@ ALLOWED: dict[str, list[str]] = {
     "rollout": ["model", "data", "text"],
     "reward": ["data", "text"],
     "train": ["model", "data", "text", "rollout.trajectory", "runtime", "durable"],
-    "curate": ["data", "text", "durable", "untrusted"],
+    "curate": ["data", "text", "durable", "page", "untrusted"],
     "curate.generator": ["data", "text", "durable", "model", "rollout", "untrusted"],
     # an answer is read as the reward reads it
     "curate.rationale": ["data", "text", "durable", "reward.answer", "untrusted"],
     "curate.select": ["data", "text", "durable", "reward.answer", "untrusted"],  # and so is who is right
-    "evaluate": ["data", "text", "rollout", "reward"],
+    # models are asked, remembered and judged as in curate, and benchmarks are read with its characters
+    "evaluate": [
+        *("data", "text", "rollout", "reward", "durable", "untrusted", "curate.generator", "curate.progress"),
+        *("curate.prompts", "curate.replies", "curate.typography"),
+    ],
+    "evaluate.likelihood": ["data", "text", "model", "train.token_logprobs", "curate.generator"],
+    "report": ["durable", "page", "untrusted"],
     "runtime": [],
     "untrusted": [],
 }
-SINGLE_FILES = ("runtime", "durable", "untrusted")
+SINGLE_FILES = ("page", "runtime", "durable", "untrusted")
 FRAMEWORKS = {"transformers", "trl", "accelerate", "datasets", "deepspeed", "peft"}
 OUTSIDE = {"recipes", "tests", "benchmarks"}
 PRODUCT = {"psychecore": "psychecore", "kernels": "psychecore.kernels", "recipes": "recipes"}  # folder: import name

@@ -5,14 +5,13 @@ All are 360 units wide and meant for a column of 340 to 520 pixels: their text i
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from psychecore.page import text
 
 WIDTH = 360
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,6 @@ class Node:
     name: str
     read: int | None
     parts: list[Part]
-
-
-def text(value: object) -> str:
-    """A value as HTML text; what no HTML file can hold becomes the replacement character."""
-    return escape(CONTROL.sub("\ufffd", str(value)))
 
 
 def number(count: int) -> str:

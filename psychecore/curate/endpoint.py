@@ -150,6 +150,7 @@ class EndpointGenerator:
             "model": self.config.model,
             "max_tokens": request.max_new_tokens,
             "temperature": request.temperature,
+            "top_p": request.top_p if request.top_p < 1 else None,
             "seed": (request.seed + 1_000_003 * request.sample) % 2**31,
             "logprobs": True if self.config.logprobs else None,
         }

@@ -24,13 +24,14 @@ from psychecore.text.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class Request:
-    """What a model is asked. Temperature 0 is greedy; `sample` numbers the draws of one prompt under one seed."""
+    """What a model is asked. Temperature 0 is greedy, top_p 1 is off; `sample` numbers the draws of one prompt."""
 
     messages: list[Message]
     max_new_tokens: int = 512
     temperature: float = 0.0
     seed: int = 0
     sample: int = 0
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def collect(generator: Announcing, requests: Sequence[Request]) -> list[Reply]:
 class LocalGenerator:
     """A Hugging Face folder or hub id, sampled on this machine.
 
-    Requests of equal length limit, temperature and seed run together, `chunk` at a time on `slots` sequences; a kill
+    Requests of equal sampling parameters run together, `chunk` at a time on `slots` sequences; a kill
     can cost a chunk. The random numbers of a sample depend on its request alone. Its text may still depend on its
     neighbours in the chunk where two tokens are equally likely to rounding. The weights are loaded with the first
     request. Raises FileNotFoundError or ValueError as load_model does.
@@ -114,28 +115,38 @@ class LocalGenerator:
 
     def generate_each(self, requests: Sequence[Request], arrived: Arrived) -> None:
         """As Announcing has it: a chunk's replies arrive together."""
-        groups: dict[tuple[int, float, int], list[int]] = {}
+        groups: dict[SamplingParams, list[int]] = {}
         for number, request in enumerate(requests):
-            groups.setdefault((request.max_new_tokens, request.temperature, request.seed), []).append(number)
-        for (max_new_tokens, temperature, seed), numbers in groups.items():
-            params = SamplingParams(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+            params = SamplingParams(
+                temperature=request.temperature,
+                top_p=request.top_p,
+                max_new_tokens=request.max_new_tokens,
+                seed=request.seed,
+            )
+            groups.setdefault(params, []).append(number)
+        for params, numbers in groups.items():
             for start in range(0, len(numbers), self.chunk):
                 chunk = numbers[start : start + self.chunk]
                 arrived(self._run({number: requests[number] for number in chunk}, params))
+
+    def load(self) -> Sampler:
+        """The sampler, with the weights and the tokenizer."""
+        if self._sampler is None:
+            model = load_model(self.folder, self.dtype, self.device).requires_grad_(False)
+            self._sampler = Sampler(model, load_tokenizer(self.folder), self.slots, self.max_length, self.memory_gib)
+        return self._sampler
 
     def close(self) -> None:
         """Free the weights; a later request loads them again."""
         self._sampler = None
 
     def _run(self, requests: Mapping[int, Request], params: SamplingParams) -> dict[int, Reply]:
-        if self._sampler is None:
-            model = load_model(self.folder, self.dtype, self.device).requires_grad_(False)
-            self._sampler = Sampler(model, load_tokenizer(self.folder), self.slots, self.max_length, self.memory_gib)
-        render = self._sampler.tokenizer.render_chat
+        sampler = self.load()
+        render = sampler.tokenizer.render_chat
         prompts = {number: render(one.messages, add_generation_prompt=True).ids for number, one in requests.items()}
         fitting = [n for n, ids in prompts.items() if len(ids) + params.max_new_tokens <= self.max_length]
         keys = [_prompt_key(requests[number]) for number in fitting]
-        groups = self._sampler.generate([prompts[number] for number in fitting], params, prompt_keys=keys)
+        groups = sampler.generate([prompts[number] for number in fitting], params, prompt_keys=keys)
         replies = {number: Reply("", None) for number in requests}
         for number, group in zip(fitting, groups, strict=True):
             rollout = group.rollouts[0]
@@ -151,5 +162,8 @@ def _prompt_key(request: Request) -> int:
 
 def request_key(identity: str, request: Request) -> str:
     """The content address of a request to a model: SHA-256 of their canonical JSON."""
-    text = json.dumps({"generator": identity, **asdict(request)}, sort_keys=True, separators=(",", ":"))
+    fields = asdict(request)
+    if request.top_p == 1:  # replies that were kept before requests had one are still found
+        del fields["top_p"]
+    text = json.dumps({"generator": identity, **fields}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

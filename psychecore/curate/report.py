@@ -1,6 +1,6 @@
 """The report of a curation run: one HTML page without script or network, to be read by the person who trains on it.
 
-Everything that came from a row is escaped on its way in (charts.text), and the page's policy allows no script at all.
+Everything that came from a row is escaped on its way in (page.text), and the page's policy allows no script at all.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from psychecore.curate.charts import Node, Part, bars, flow, histogram, number, quantile, text
+from psychecore.curate.charts import Node, Part, bars, flow, histogram, number, quantile
 from psychecore.curate.report_data import Examples, ReportData, SelectorData, StageData, read_folder
-from psychecore.curate.review_page import POLICY, policy_hash
 from psychecore.durable import replace_file
+from psychecore.page import POLICY, policy_hash, text
 
 TEMPLATE = Path(__file__).with_name("report.html")
 BODY = "<!--BODY-->"

@@ -20,7 +20,10 @@ from typing import Any
 from psychecore.data.records import read_jsonl
 
 # Stages in the order of the pipeline; a manifest that lists them in its own order goes before.
-ORDER = ("clean", "questions", "dedupe", "quality", "review", "rationale", "dialogue", "select", "divide", "assemble")
+ORDER = (
+    *("clean", "questions", "pool", "dedupe", "quality", "review", "hold_out", "rationale", "dialogue"),
+    *("select_", "select", "divide", "assemble"),  # select_1, select_2, ..., and select for the last selector
+)
 # Stages whose kept rows stand in other files than NAME.jsonl.
 KEPT_FILES = {
     "divide": ("questions_sft.jsonl", "questions_grpo.jsonl"),

@@ -7,7 +7,6 @@ text even if the escaping of the island were wrong.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
@@ -18,11 +17,9 @@ from typing import Any
 from psychecore.curate.review import Decision, row_hash
 from psychecore.data.records import Question
 from psychecore.durable import replace_file
+from psychecore.page import fill_script_page
 
 TEMPLATE = Path(__file__).with_name("review.html")
-ISLAND, POLICY = "/*DATA*/", "/*POLICY*/"
-# "<" could close the island, the line separators end lines in old parsers, a lone surrogate can't be written as UTF-8
-UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
 def write_page(
@@ -45,7 +42,7 @@ def write_page(
         items.append(_item(row, hash_, passages or {}, earlier.get((str(row.get("id")), hash_))))
     ids = json.dumps([[item["id"], item["hash"]] for item in items])
     data = {"title": title, "key": hashlib.sha256(ids.encode()).hexdigest()[:32], "items": items}
-    replace_file(path, [_fill(TEMPLATE.read_text(encoding="utf-8"), data)])
+    replace_file(path, [fill_script_page(TEMPLATE.read_text(encoding="utf-8"), data)])
 
 
 def passage_text(row: Mapping[str, Any], passages: Mapping[str, str]) -> str:
@@ -90,11 +87,6 @@ def span_parts(passage: str, span: str) -> list[str] | None:
     return [passage[: found.start()], found[0], passage[found.end() :]] if found else None
 
 
-def policy_hash(text: str) -> str:
-    """A Content-Security-Policy source that allows exactly this inline text."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
 def _item(row: dict[str, Any], hash_: str, passages: Mapping[str, str], decision: Decision | None) -> dict[str, Any]:
     try:
         question = Question.from_row(row)
@@ -120,20 +112,6 @@ def _item(row: dict[str, Any], hash_: str, passages: Mapping[str, str], decision
         "verdict": verdict_lines(row),
         "earlier": earlier,
     }
-
-
-def _fill(template: str, data: dict[str, Any]) -> str:
-    script = template.partition("<script>")[2].partition("</script>")[0]
-    style = template.partition("<style>")[2].partition("</style>")[0]
-    policy = (
-        f"default-src 'none'; script-src {policy_hash(script)}; style-src {policy_hash(style)}; base-uri 'none'; "
-        "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-    )
-    island = UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(data, ensure_ascii=False, allow_nan=False))
-    # the parts are joined, never searched again: a question may hold any text, placeholders among it
-    before, _, rest = template.partition(POLICY)
-    middle, _, after = rest.partition(ISLAND)
-    return "".join([before, policy, middle, island, after])
 
 
 def _word(value: Any) -> str:

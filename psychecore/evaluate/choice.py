@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from psychecore.data.prompts import question_messages
 from psychecore.data.records import KINDS, Question
-from psychecore.reward.answer import parse_answer
+from psychecore.reward.answer import Parsed, parse_answer
 from psychecore.reward.correctness import credit
 from psychecore.reward.format import format_score
 from psychecore.rollout.sampling import SamplingParams
@@ -115,7 +115,10 @@ def predict(questions: Sequence[Question], texts: Sequence[str]) -> list[Predict
     """Read and score each answer. Raises ValueError if there are not as many texts as questions."""
     if len(texts) != len(questions):
         raise ValueError(f"{len(texts)} texts for {len(questions)} questions: each question needs one")
-    return [_predict(question, text) for question, text in zip(questions, texts, strict=True)]
+    return [
+        predict_parsed(question, text, parse_answer(text, "".join(question.options)))
+        for question, text in zip(questions, texts, strict=True)
+    ]
 
 
 def summarise(predictions: Sequence[Prediction]) -> ChoiceReport:
@@ -144,8 +147,8 @@ def wilson_interval(successes: int, n: int, z: float = Z_95) -> tuple[float, flo
     return low, 1.0 if successes == n else min(centre + half, 1.0)
 
 
-def _predict(question: Question, text: str) -> Prediction:
-    parsed = parse_answer(text, "".join(question.options))
+def predict_parsed(question: Question, text: str, parsed: Parsed) -> Prediction:
+    """Score letters that are read already."""
     return Prediction(
         id=question.id,
         kind=question.kind,
@@ -168,7 +171,7 @@ def _score(items: Sequence[Prediction]) -> ChoiceScore:
     right = sum(item.accuracy == 1.0 for item in items)
     low, high = wilson_interval(right, n)
     golds = Counter((item.answer, item.kind) for item in items)
-    constant_answer, constant = _best_constant(golds, elastic=False)
+    constant_answer, constant = best_constant(golds, elastic=False)
     return ChoiceScore(
         n=n,
         accuracy=right / n,
@@ -179,12 +182,15 @@ def _score(items: Sequence[Prediction]) -> ChoiceScore:
         unparsable=sum(item.letters is None for item in items) / n,
         constant=constant,
         constant_answer=constant_answer,
-        constant_elastic=_best_constant(golds, elastic=True)[1],
+        constant_elastic=best_constant(golds, elastic=True)[1],
     )
 
 
-def _best_constant(golds: Counter[tuple[str, str]], elastic: bool) -> tuple[str, float]:
-    """The set of letters that scores best when always given, and its mean score; of equals the shortest, then A-J."""
+def best_constant(golds: Counter[tuple[str, str]], elastic: bool) -> tuple[str, float]:
+    """The set of letters that scores best when always given, and its mean score; of equals the shortest, then A-J.
+
+    `golds` counts (right letters, kind); with `elastic`, questions of the kind "multiple" are credited so.
+    """
     letters = sorted(set().union(*(answer for answer, _ in golds)))
     best, best_score = "", -1.0
     for subset in chain.from_iterable(combinations(letters, size) for size in range(1, len(letters) + 1)):

@@ -2,23 +2,28 @@
 
 A batch is one row of T tokens. Segment s has the contiguous queries cu_q[s]..cu_q[s+1] and the keys
 key_index[cu_k[s]..cu_k[s+1]], which point into the same T tokens; attention is causal and aligned to the bottom
-right, so the last query of a segment sees all of its keys. That is what flash-attn's varlen function computes;
-the torch path calls F.scaled_dot_product_attention segment by segment, which holds on any device.
+right, so the last query of a segment sees all of its keys. That is what flash-attn's varlen function computes, and
+torch's, and our own kernel; the torch path calls F.scaled_dot_product_attention segment by segment on any device.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
+import inspect
 import itertools
+import logging
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BackEnd = Literal["flash", "torch"]
+from psychecore.model import fused
+
+BackEnd = Literal["flash", "varlen", "triton", "torch"]
 _forced: BackEnd | None = None
 
 
@@ -30,20 +35,41 @@ class Attention(Protocol):
 
 
 def set_backend(backend: BackEnd | None) -> None:
-    """Force a back end for the whole process (tests, comparisons); None lets the resolver choose again."""
+    """Force a back end for the whole process (tests, comparisons); None lets the resolver choose again.
+
+    "varlen" has no form for decoding, which is then resolved as if nothing were forced.
+    """
     global _forced
-    if backend not in ("flash", "torch", None):
-        raise ValueError(f"attention back end is {backend!r}, but must be 'flash', 'torch' or None")
+    if backend is not None and backend not in get_args(BackEnd):
+        raise ValueError(f"attention back end is {backend!r}, but must be one of {get_args(BackEnd)} or None")
     _forced = backend
 
 
-def resolve_backend(device: torch.device, dtype: torch.dtype) -> BackEnd:
-    """flash-attn where it is installed and can run (CUDA, 16-bit), else torch's SDPA."""
-    if _forced is not None:
+def resolve_backend(device: torch.device, dtype: torch.dtype, cached: bool = False) -> BackEnd:
+    """What computes attention over segments, or over a cache: the first of the list that is there and can run.
+
+    flash    flash-attn: the fastest, but it must be built for each pair of torch and CUDA.
+    varlen   torch's own build of the same kernels (torch 2.12 and later), over segments only.
+    triton   kernels/: needs no build. Behind the two above, which are tuned by hand and which thousands have run;
+             before SDPA, which on segments is a launch each, and a mask of queries x keys where a prompt is shared.
+             Its gradients are the same bits every time, which is a reason to force it.
+    torch    SDPA: any device, any dtype, and the only one for fp32, whose products the others refuse or do slowly.
+
+    The first three take 16 bits, GPUs from sm_80 on, and head dimensions up to 256.
+    """
+    if _forced is not None and not (cached and _forced == "varlen"):
         return _forced
-    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and flash_attn() is not None:
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or not _since_ampere(device):
+        return "torch"
+    if flash_attn() is not None:
         return "flash"
-    return "torch"
+    if not cached and varlen_attn() is not None:
+        return "varlen"
+    return "triton" if has_triton() else "torch"
+
+
+def _since_ampere(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @functools.cache
@@ -53,6 +79,38 @@ def flash_attn() -> Any:
         return importlib.import_module("flash_attn")
     except ImportError:
         return None
+
+
+@functools.cache
+def varlen_attn() -> Any:
+    """torch.nn.attention.varlen.varlen_attn, or None where torch has none that takes grouped heads.
+
+    torch 2.10 had it with is_causal, 2.11 with a window instead; both want a key head for each query head.
+    """
+    try:
+        function = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    except (ImportError, AttributeError):
+        return None
+    return function if {"window_size", "enable_gqa"} <= inspect.signature(function).parameters.keys() else None
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton is installed, as torch's builds for CUDA bring it on Linux."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def _taken(work: str, q: Tensor, cached: bool = False) -> BackEnd:
+    backend = resolve_backend(q.device, q.dtype, cached)
+    if not torch.compiler.is_compiling():  # a log line would break the graph
+        _say(work, backend, q.device.type, q.dtype)
+    return backend
+
+
+@functools.cache
+def _say(work: str, backend: BackEnd, device: str, dtype: torch.dtype) -> None:
+    """Once for each in a process: which back end computes."""
+    logging.getLogger(__name__).info("attention over %s on %s in %s: %s", work, device, dtype, backend)
 
 
 class PackedAttention:
@@ -81,21 +139,24 @@ class PackedAttention:
     def __call__(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         if self.key_index_I is not None:  # a differentiable gather: the gradient of a shared key is the exact sum
             k_TKH, v_TKH = k_TKH[self.key_index_I], v_TKH[self.key_index_I]
-        if resolve_backend(q_TNH.device, q_TNH.dtype) == "flash":
-            return self._flash(q_TNH, k_TKH, v_TKH)
-        return self._torch(q_TNH, k_TKH, v_TKH)
-
-    def _flash(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
-        return flash_attn().flash_attn_varlen_func(
+        backend = _taken("segments", q_TNH)
+        if backend == "torch":
+            return self._torch(q_TNH, k_TKH, v_TKH)
+        # positions 0 to 6 are the same in all three
+        arguments = (
             q_TNH,
             k_TKH,
             v_TKH,
-            cu_seqlens_q=self._cu_q_tensor,
-            cu_seqlens_k=self._cu_k_tensor,
-            max_seqlen_q=max(self.q_lengths),
-            max_seqlen_k=max(self.k_lengths),
-            causal=True,
+            self._cu_q_tensor,
+            self._cu_k_tensor,
+            max(self.q_lengths),
+            max(self.k_lengths),
         )
+        if backend == "flash":
+            return flash_attn().flash_attn_varlen_func(*arguments, causal=True)
+        if backend == "varlen":  # a window of no keys to the right of a query and all to the left: causal
+            return varlen_attn()(*arguments, window_size=(-1, 0), enable_gqa=True)
+        return fused.flash_attention(*arguments)
 
     def _torch(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         # split, not slices: the backward of a slice fills a zero tensor of full size, once per segment
@@ -145,7 +206,8 @@ def cached_attention(
     length_B: int32, at least 1, keys that are valid; bias_B11S: the same as 0 and -inf in the queries' dtype, made once
     per step by the caller. The log-sum-exp (fp32 or wider) lets the caller merge attention over parts of the keys.
     """
-    if resolve_backend(q_BQNH.device, q_BQNH.dtype) == "flash":
+    backend = _taken("a cache", q_BQNH, cached=True)
+    if backend == "flash":
         out_BQNH, lse_BNQ = flash_attn().flash_attn_with_kvcache(
             q_BQNH,
             k_BKSH.transpose(1, 2),
@@ -156,6 +218,8 @@ def cached_attention(
             return_softmax_lse=True,
         )
         return out_BQNH, lse_BNQ.transpose(1, 2)
+    if backend == "triton":
+        return fused.decode_attention(q_BQNH, k_BKSH, v_BKSH, length_B)
     # the queries that share a key/value head stand as rows: torch's CPU kernel then reads each key once, not N / K
     # times (bf16, 32 sequences of 232 positions, 9 heads on 3: 39 ms instead of 166 over 30 layers)
     queries, sharing = q_BQNH.shape[1], q_BQNH.shape[2] // k_BKSH.shape[1]

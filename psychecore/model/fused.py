@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from psychecore.kernels import cache_store as _cache_store
+from psychecore.kernels import decode_attention as _decode_attention
+from psychecore.kernels import flash_attention as _flash_attention
 from psychecore.kernels import jit as _jit
 from psychecore.kernels import rms_norm as _rms_norm
 from psychecore.kernels import rotary as _rotary
 from psychecore.kernels import swiglu as _swiglu
+from psychecore.kernels import token_logprobs as _token_logprobs
 
 FEW_ROWS = 64
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -65,3 +68,38 @@ def linear(x_TD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Ten
         out_TE = (weight_ED @ x_TD.T).T
         return out_TE if bias_E is None else out_TE + bias_E
     return F.linear(x_TD, weight_ED, bias_E)
+
+
+def takes_token_logprobs(hidden_TD: Tensor) -> bool:
+    """Whether token_logprobs may be called: its dots are for 16-bit inputs, fp32 products are cuBLAS's."""
+    return has_kernel(hidden_TD) and hidden_TD.element_size() == 2
+
+
+def token_logprobs(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-prob of each label and entropy ([T], [T]) by kernels; train/token_logprobs.py decides when."""
+    logprobs_T, entropy_T = _token_logprobs.token_logprobs(hidden_TD, head_VD, labels_T, temperature)
+    return logprobs_T, entropy_T
+
+
+def decode_attention(q_BQNH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
+    """As model/attention.py's cached_attention, by our own kernel; that function decides when, and has the torch path.
+
+    Raises ValueError where Triton is not installed, and as kernels/decode_attention.py.
+    """
+    if not _jit.AVAILABLE:
+        raise ValueError("the attention back end 'triton' needs Triton: pip install triton (Linux)")
+    out_BQNH, lse_BQN = _decode_attention.decode_attention(q_BQNH, k_BKSH, v_BKSH, length_B)
+    return out_BQNH, lse_BQN
+
+
+def flash_attention(
+    q_TNH: Tensor, k_IKH: Tensor, v_IKH: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int
+) -> Tensor:
+    """Attention over packed segments by our own kernel; model/attention.py decides when, and has the torch path.
+
+    Raises ValueError where Triton is not installed, and as kernels/flash_attention.py.
+    """
+    if not _jit.AVAILABLE:
+        raise ValueError("the attention back end 'triton' needs Triton: pip install triton (Linux)")
+    out_TNH: Tensor = _flash_attention.flash_attention(q_TNH, k_IKH, v_IKH, cu_q, cu_k, max_q, max_k)
+    return out_TNH

@@ -7,6 +7,7 @@ sizes are taken from a few buckets. The host reads one tensor a step, which samp
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections import Counter, deque
@@ -21,6 +22,7 @@ from psychecore.data.packing import pack, plan_micro_batches
 from psychecore.model.attention import PackedAttention
 from psychecore.model.decoder import Decoder
 from psychecore.rollout.decode import State, accept, decode_step
+from psychecore.rollout.graphs import Capture, StepGraphs
 from psychecore.rollout.kv_cache import KVCache, PrefillAttention, Shape
 from psychecore.rollout.sampling import SamplingParams
 
@@ -30,13 +32,18 @@ SPAN = 32  # cached positions are read in multiples of this
 
 @dataclass
 class SamplerStats:
-    """What a generate call did: tokens, steps, seconds, and how full the slots were."""
+    """What a generate call did: tokens, steps, seconds, and how full the slots were.
+
+    graphs: CUDA graphs captured. replayed_steps: steps that were one of them; both are 0 where graphs are off.
+    """
 
     prompt_tokens: int = 0
     new_tokens: int = 0
     steps: int = 0
     slot_steps: int = 0
     running_steps: int = 0
+    graphs: int = 0
+    replayed_steps: int = 0
     prefill_seconds: float = 0.0
     seconds: float = 0.0
 
@@ -67,7 +74,8 @@ class Said(NamedTuple):
 class Engine:
     """Runs samples to their end, up to `slots` of them and `rows` of their prompts at a time.
 
-    `waiting` samples run in their order; those of one prompt must stand together.
+    `waiting` samples run in their order; those of one prompt must stand together. With `capture`, decoding steps are
+    captured by their shape and replayed.
     """
 
     def __init__(
@@ -80,12 +88,14 @@ class Engine:
         rows: int,
         stop_ids: Sequence[int],
         valid_ids: Sequence[bool],
+        capture: Capture | None = None,
     ):
         self.model, self.params, self.prompt_ids = model, params, prompt_ids
         self.slots, self.rows = slots, rows
         self.waiting = deque(waiting)
         self.unfinished = Counter(entry.prompt for entry in waiting)
         self.stats = SamplerStats()
+        self.graphs = None if capture is None else StepGraphs(model, capture)
         self.samples: list[Sample] = []  # by slot
         self.prompts: list[int] = []  # by row
         self.hidden_D: dict[int, Tensor] = {}  # the last hidden state of prompts that samples still wait for
@@ -131,7 +141,7 @@ class Engine:
             while self._admit():
                 yield list(self._retire())
             if self.samples:
-                decode_step(self.model, self.cache, self.state, self._shape(), self.params)
+                self._decode()
                 self.step += 1
                 self._count()
                 yield list(self._retire())
@@ -141,6 +151,15 @@ class Engine:
         """The samples that run, with their tokens so far."""
         for slot, entry in enumerate(self.samples):
             yield entry, self.state.said_BM[slot, : int(self.state.count_B[slot])].tolist()
+
+    def _decode(self) -> None:
+        shape = self._shape()
+        step = functools.partial(decode_step, self.model, self.cache, self.state, shape, self.params)
+        if self.graphs is None:
+            step()
+        else:
+            self.graphs.run(shape, step)
+            self.stats.graphs, self.stats.replayed_steps = self.graphs.captured, self.graphs.replayed
 
     def _count(self) -> None:
         self.stats.steps += 1
@@ -255,9 +274,14 @@ class Engine:
             slots=_bucket(len(self.samples), self.slots),
             rows=_bucket(len(self.prompts), self.rows),
             seats=self.seats,
-            prompt_span=_up(self.longest_prompt, SPAN),
-            answer_span=_up(self.step - self.oldest + 1, SPAN),
+            prompt_span=self._span(self.longest_prompt, self.cache.prompt_k_LAKPH.shape[3]),
+            answer_span=self._span(self.step - self.oldest + 1, self.cache.answer_k_LBKSH.shape[3]),
         )
+
+    def _span(self, positions: int, limit: int) -> int:
+        """With graphs in coarser steps: an own graph for every 32 positions would hardly be replayed."""
+        spans = -(-positions // SPAN)
+        return SPAN * spans if self.graphs is None else min(SPAN * _bucket(spans), limit)
 
 
 def _up(value: int, multiple: int) -> int:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from psychecore.model.decoder import Decoder
 from psychecore.rollout.engine import SPAN, Engine, Sample, SamplerStats
+from psychecore.rollout.graphs import Capture, CudaCapture, whole
 from psychecore.rollout.sampling import SamplingParams, stream_key
 from psychecore.rollout.trajectory import Group, Rollout
 from psychecore.text.chat import Message
@@ -37,7 +38,9 @@ class Piece(NamedTuple):
 class Sampler:
     """Samples from `model` with up to `max_slots` sequences of `max_length` tokens (prompt and answer) at a time.
 
-    `memory_gib` bounds the key/value cache: work that doesn't fit waits. None leaves it to max_slots.
+    `memory_gib` bounds the key/value cache: work that doesn't fit waits. None leaves it to max_slots. `cuda_graphs`
+    captures decoding steps and replays them (rollout/graphs.py): None where the model is whole on a CUDA device, True
+    makes it an error where it isn't, False never. `stats` tells how many steps were replays.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Sampler:
         max_slots: int = 64,
         max_length: int = 2048,
         memory_gib: float | None = None,
+        cuda_graphs: bool | None = None,
     ):
         if max_slots < 1 or max_length < 2:
             raise ValueError(f"max_slots {max_slots} must be at least 1 and max_length {max_length} at least 2")
@@ -54,6 +58,9 @@ class Sampler:
             raise ValueError(f"memory_gib is {memory_gib}, but must be above 0, or None")
         self.model, self.tokenizer = model, tokenizer
         self.max_slots, self.max_length, self.memory_gib = max_slots, max_length, memory_gib
+        if cuda_graphs and model.device.type != "cuda":
+            raise ValueError(f"cuda_graphs is True, but the model is on {model.device}: leave it None, or use a GPU")
+        self.cuda_graphs = cuda_graphs
         self.stats = SamplerStats()
 
     @torch.no_grad()
@@ -157,9 +164,18 @@ class Sampler:
         ]
         slots, rows = self._plan(prompt_ids, params, samples_per_prompt)
         tokenizer = self.tokenizer
-        return Engine(
-            self.model, prompt_ids, waiting, params, slots, rows, sorted(tokenizer.stop_ids), tokenizer.valid_ids
-        )
+        stop_ids, valid_ids, capture = sorted(tokenizer.stop_ids), tokenizer.valid_ids, self._capture()
+        return Engine(self.model, prompt_ids, waiting, params, slots, rows, stop_ids, valid_ids, capture)
+
+    def _capture(self) -> Capture | None:
+        """How decoding steps are captured, None where they aren't."""
+        if self.cuda_graphs is False or self.model.device.type != "cuda":
+            return None
+        if not whole(self.model):
+            if self.cuda_graphs:
+                raise ValueError("cuda_graphs is True, but the model is sharded: sample inside `gathered(model)`")
+            return None
+        return CudaCapture(self.model.device)
 
     def _plan(self, prompt_ids: list[list[int]], params: SamplingParams, samples: int) -> tuple[int, int]:
         """How many sample slots and prompt rows the cache gets."""

@@ -8,6 +8,7 @@ neither its batch neighbours, nor the slot it runs in, nor the number of ranks.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -96,10 +97,10 @@ def filter_logits(logits_BV: Tensor, params: SamplingParams) -> Tensor:
         sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
         p_BV = sorted_BV.softmax(-1)
         drop_BV = p_BV.cumsum(-1) - p_BV >= params.top_p  # the mass of all likelier tokens is already enough
-        drop_BV[:, 0] = False
+        drop_BV[:, 0].fill_(False)
         logits_BV = logits_BV.masked_fill(torch.zeros_like(drop_BV).scatter_(-1, order_BV, drop_BV), -torch.inf)
     if params.min_p > 0:
-        floor_B1 = logits_BV.amax(-1, keepdim=True) + torch.log(logits_BV.new_tensor(params.min_p))
+        floor_B1 = logits_BV.amax(-1, keepdim=True) + math.log(params.min_p)  # a number: a tensor would be copied over
         logits_BV = logits_BV.masked_fill(logits_BV < floor_B1, -torch.inf)
     return logits_BV
 

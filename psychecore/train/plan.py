@@ -57,7 +57,8 @@ class RolloutPlan:
 @dataclass(frozen=True)
 class Plan:
     """A run to be planned. `reference` is a frozen model in the compute dtype, parked on the CPU outside the update
-    where "cpu". `flash`: flash-attn computes attention, else torch's SDPA, which costs a copy of its output."""
+    where "cpu". `flash`: attention is one kernel over all segments (flash-attn, torch's varlen_attn, ours), else
+    torch's SDPA, which costs a copy of its output."""
 
     model: ModelConfig
     compute: torch.dtype

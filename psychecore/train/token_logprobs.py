@@ -4,6 +4,7 @@ For a row with logits z = W h / temperature and label y:  logprob = z_y - lse(z)
 Both are accumulated online over vocabulary chunks in fp32 (running maximum, sum of exponentials, weighted sum), so the
 largest temporary is [row chunk, vocabulary chunk]. Backward keeps only the inputs, lse and entropy, and recomputes:
     d logprob / d z_v = [v = y] - p_v          d entropy / d z_v = -p_v (log p_v + entropy)
+On CUDA in 16 bits kernels/token_logprobs.py does the same in fewer passes over memory.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from psychecore.data.packing import PackedBatch
+from psychecore.model import fused
 from psychecore.model.attention import PackedAttention
 from psychecore.model.decoder import Decoder
 
@@ -38,6 +40,8 @@ def token_logprobs(
         raise ValueError(f"hidden {tuple(hidden_TD.shape)} and head {tuple(head_weight_VD.shape)} must share a width")
     if labels_T.shape != hidden_TD.shape[:1]:
         raise ValueError(f"{hidden_TD.shape[0]} hidden states need as many labels, not {tuple(labels_T.shape)}")
+    if fused.takes_token_logprobs(hidden_TD):
+        return fused.token_logprobs(hidden_TD, head_weight_VD, labels_T, temperature)
     logprobs_T, entropy_T = _TokenLogprobs.apply(hidden_TD, head_weight_VD, labels_T, temperature)
     return logprobs_T, entropy_T
 

@@ -22,9 +22,7 @@ from psychecore.curate.generator import LocalGenerator, Reply, Request
 
 NEEDED = ("transformers", "fastapi", "uvicorn", "openai")
 if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-    pytest.skip(
-        f"`transformers serve` needs {', '.join(missing)}: pip install 'transformers[serving]'", allow_module_level=True
-    )
+    pytest.skip(f"`transformers serve` needs {', '.join(missing)}: make .venv/.installed-test", allow_module_level=True)
 
 pytestmark = pytest.mark.slow  # a server takes a quarter of a minute to start, twice
 

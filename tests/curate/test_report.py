@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium, complaints, resize
-from test_review_page import HOSTILE, LOW_CONTRAST
+from browser import LOW_CONTRAST, chromium, complaints, resize
+from test_review_page import HOSTILE
 
 from psychecore.curate.assemble import Provenance, Sources, assemble
 from psychecore.curate.charts import Node, Part, bars, flow, histogram, quantile
@@ -359,3 +359,11 @@ def test_the_page_fits_reads_and_runs_nothing(driver: Any, tmp_path: Path, width
     assert driver.execute_script(outside) == []
     assert driver.title == "Curation report"
     assert complaints(driver) == []
+
+
+def test_stages_stand_in_the_order_in_which_they_ran(tmp_path: Path) -> None:
+    order = ["clean", "clean_posts", "questions", "pool", "dedupe", "quality", "review", "hold_out", "rationale"]
+    order += ["dialogue", "select_1", "select_2", "select", "divide", "assemble"]
+    for name in sorted(order):
+        (tmp_path / f"{name}.rejects.jsonl").touch()
+    assert [stage.name for stage in read_folder(tmp_path).stages] == order

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium, complaints, resize
+from browser import LOW_CONTRAST, chromium, complaints, resize
 
 from psychecore.curate.review import Decision, merge_decisions, read_decisions, row_hash
 from psychecore.curate.review_page import span_parts, verdict_lines, write_page
@@ -360,29 +360,6 @@ def test_nothing_is_cut_off_and_every_text_has_contrast(driver: Any, tmp_path: P
     )
     assert unnamed == []
     resize(driver, 1280)
-
-
-# Texts with less than 4.5 : 1 against the nearest filled background (WCAG 2.2, 1.4.3), disabled ones aside.
-LOW_CONTRAST = """
-  const numbers = text => text.match(/[\\d.]+/g).map(Number);
-  const channels = text => text.startsWith('color(') // color-mix() gives shares of 1, and rgb() of 255
-    ? numbers(text).map((v, i) => i < 3 ? v * 255 : v) : numbers(text);
-  const light = rgb => rgb.slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-  const low = [];
-  for (const one of document.querySelectorAll('body *')) {
-    const own = [...one.childNodes].some(child => child.nodeType === 3 && child.data.trim());
-    if (!own || !one.checkVisibility() || one.closest(':disabled, [inert], script, style, kbd, option')) continue;
-    let behind = one, fill;
-    do {
-      fill = channels(getComputedStyle(behind).backgroundColor); behind = behind.parentElement;
-    } while (fill[3] === 0 && behind);
-    const [a, b] = [light(channels(getComputedStyle(one).color)), light(fill)].sort((x, y) => y - x);
-    const ratio = (a + .05) / (b + .05);
-    if (ratio < 4.5) low.push(`${one.tagName} ${one.id} ${one.textContent.slice(0, 30)}: ${ratio.toFixed(2)}`);
-  }
-  return low;
-"""
 
 
 def wait_for(holds: Any, tell: Any) -> None:

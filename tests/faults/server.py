@@ -23,8 +23,8 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "recipes"))
 
 import cli  # noqa: E402
-import common  # noqa: E402
 import grpo  # noqa: E402
+import run_folder  # noqa: E402
 import sft  # noqa: E402
 import torch  # noqa: E402
 
@@ -239,7 +239,7 @@ def second() -> None:
         pid = os.fork()
         if pid == 0:
             try:
-                common._lock(Path(common._LOCKS[-1].name).parent)
+                run_folder._lock(Path(run_folder._LOCKS[-1].name).parent)
             except ValueError as error:
                 print(f"second: {error}", flush=True)
             os._exit(0)

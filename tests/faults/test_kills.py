@@ -33,7 +33,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     """What a run leaves, but for what tells the time and the run's own name."""
     left = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for name in list(left):
-        if name in ("config.toml", "timings.jsonl", ".lock") or name.endswith("manifest.json"):
+        if name in ("config.toml", "timings.jsonl", "report.html", ".lock") or name.endswith("manifest.json"):
             del left[name]
         elif name.endswith("state.json"):
             state = json.loads(left[name])

@@ -1,4 +1,4 @@
-"""Attention over segments and caches against softmax written out in float64, on both back ends."""
+"""Attention over segments and caches against softmax written out in float64, on every back end that has a CPU form."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
 
+import flash_attn_stand_in as stand_in
 import pytest
 import torch
 from torch import Tensor
 
-import psychecore as pc
 from psychecore.data.packing import pack
 from psychecore.model import attention as facade
 from psychecore.model.attention import PackedAttention, cached_attention, resolve_backend, set_backend
@@ -32,81 +31,22 @@ def written_out(q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor) -> Tensor:
 
 
 def flash_stand_in() -> SimpleNamespace:
-    """flash-attn 2.8's two functions with its documented signatures, shapes and semantics, computed plainly."""
-
-    def flash_attn_varlen_func(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cu_seqlens_q: Tensor,
-        cu_seqlens_k: Tensor,
-        max_seqlen_q: int,
-        max_seqlen_k: int,
-        dropout_p: float = 0.0,
-        softmax_scale: float | None = None,
-        causal: bool = False,
-        deterministic: bool = False,
-    ) -> Tensor:
-        assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
-        assert causal
-        assert int(cu_seqlens_q.diff().max()) == max_seqlen_q
-        assert int(cu_seqlens_k.diff().max()) == max_seqlen_k
-        assert len(q) == cu_seqlens_q[-1]
-        assert len(k) == len(v) == cu_seqlens_k[-1]
-        parts = zip(
-            q.split(cu_seqlens_q.diff().tolist()),
-            k.split(cu_seqlens_k.diff().tolist()),
-            v.split(cu_seqlens_k.diff().tolist()),
-            strict=True,
-        )
-        outs = []
-        for q_part, k_part, v_part in parts:
-            k_part, v_part = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k_part, v_part))
-            scores = torch.einsum("qnh,knh->nqk", q_part, k_part) / math.sqrt(q.shape[-1])
-            seen = torch.ones(scores.shape[1:], dtype=torch.bool).tril(scores.shape[2] - scores.shape[1])
-            outs.append(torch.einsum("nqk,knh->qnh", scores.masked_fill(~seen, -math.inf).softmax(-1), v_part))
-        return torch.cat(outs)
-
-    def flash_attn_with_kvcache(
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        k: Tensor | None = None,
-        v: Tensor | None = None,
-        rotary_cos: Tensor | None = None,
-        rotary_sin: Tensor | None = None,
-        cache_seqlens: Tensor | None = None,
-        softmax_scale: float | None = None,
-        causal: bool = False,
-        num_splits: int = 0,
-        return_softmax_lse: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        assert k is v is None, "keys and values are stored before the call"
-        assert cache_seqlens is not None
-        assert cache_seqlens.dtype == torch.int32
-        assert num_splits == 1, "the split must not depend on the batch"
-        assert return_softmax_lse
-        assert not causal
-        assert q.stride(-1) == k_cache.stride(-1) == v_cache.stride(-1) == 1
-        out, lse_BNQ = torch.empty_like(q), q.new_empty(q.shape[0], q.shape[2], q.shape[1])
-        for b, length in enumerate(cache_seqlens.tolist()):
-            for i in range(q.shape[1]):
-                out[b, i] = written_out(q[b, i, None], k_cache[b, :length], v_cache[b, :length])[0]
-            keys = k_cache[b, :length].repeat_interleave(q.shape[2] // k_cache.shape[2], 1)
-            lse_BNQ[b] = (torch.einsum("qnh,knh->nqk", q[b], keys) / math.sqrt(q.shape[-1])).logsumexp(-1)
-        return out, lse_BNQ
-
-    return SimpleNamespace(
-        flash_attn_varlen_func=flash_attn_varlen_func, flash_attn_with_kvcache=flash_attn_with_kvcache
-    )
+    return stand_in.flash_attn(allow_wide=True)
 
 
-@pytest.fixture(params=["torch", "flash"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Both libraries seem to be there; a back end that a test forces is free again afterwards."""
     monkeypatch.setattr(facade, "flash_attn", flash_stand_in)
-    set_backend(request.param)
-    yield request.param
+    monkeypatch.setattr(facade, "varlen_attn", lambda: stand_in.varlen_attn)
+    yield
     set_backend(None)
+
+
+@pytest.fixture(params=["torch", "flash", "varlen"])
+def backend(request: pytest.FixtureRequest, stand_ins: None) -> str:
+    set_backend(request.param)
+    return request.param
 
 
 def random_heads(*shape: int, seed: int) -> Tensor:
@@ -177,27 +117,48 @@ def test_a_prefix_tree_gives_each_sequence_its_own_hidden_states(
         torch.testing.assert_close(hidden_TD[places], alone, rtol=1e-10, atol=1e-10)
 
 
-def test_flash_is_taken_on_cuda_in_16_bit_only_and_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.setattr(facade, "flash_attn", flash_stand_in)
-    assert resolve_backend(cuda, torch.bfloat16) == "flash"
-    assert resolve_backend(cuda, torch.float32) == resolve_backend(cpu, torch.bfloat16) == "torch"
-    monkeypatch.setattr(facade, "flash_attn", lambda: None)
-    assert resolve_backend(cuda, torch.bfloat16) == "torch"
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("there", "packed", "cached"),
+    [
+        ({"flash_attn", "varlen_attn", "triton"}, "flash", "flash"),
+        ({"varlen_attn", "triton"}, "varlen", "triton"),
+        ({"triton"}, "triton", "triton"),
+        ({"varlen_attn"}, "varlen", "torch"),
+        (set(), "torch", "torch"),
+    ],
+)
+def test_the_first_library_that_is_there_is_taken(
+    there: set[str], packed: str, cached: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(facade, "flash_attn", lambda: object() if "flash_attn" in there else None)
+    monkeypatch.setattr(facade, "varlen_attn", lambda: object() if "varlen_attn" in there else None)
+    monkeypatch.setattr(facade, "has_triton", lambda: "triton" in there)
+    assert resolve_backend(CUDA, torch.bfloat16) == packed
+    assert resolve_backend(CUDA, torch.float16, cached=True) == cached
+    assert {resolve_backend(CUDA, torch.float32), resolve_backend(CPU, torch.bfloat16)} == {"torch"}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert resolve_backend(CUDA, torch.float16) == "torch"
+
+
+def test_a_forced_back_end_is_taken_everywhere_and_another_name_is_refused(stand_ins: None) -> None:
+    for backend in ("flash", "triton", "torch"):
+        set_backend(backend)  # type: ignore[arg-type]
+        assert resolve_backend(CPU, torch.float64) == resolve_backend(CPU, torch.float64, cached=True) == backend
+    set_backend("varlen")
+    assert resolve_backend(CPU, torch.float64) == "varlen"
+    assert resolve_backend(CPU, torch.float64, cached=True) == "torch"
     with pytest.raises(ValueError, match="'xformers'"):
         set_backend("xformers")  # type: ignore[arg-type]
 
 
-def test_the_whole_sampler_gives_the_cpu_path_s_tokens_through_flash_attn(
-    tiny_model: Callable[..., Decoder], letter_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(facade, "flash_attn", flash_stand_in)
-    params = pc.SamplingParams(max_new_tokens=10)
-    prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
-    groups = []
-    for backend in ("torch", "flash"):
-        set_backend(backend)  # type: ignore[arg-type]
-        groups.append(pc.Sampler(tiny_model(), letter_tokenizer, max_slots=4).generate(prompts, params, 3))
-    set_backend(None)
-    for ours, theirs in zip(*groups, strict=True):
-        assert [r.token_ids for r in ours.rollouts] == [r.token_ids for r in theirs.rollouts]
+def test_the_back_end_is_logged_once(stand_ins: None, caplog: pytest.LogCaptureFixture) -> None:
+    facade._say.cache_clear()
+    caplog.set_level("INFO", logger=facade.__name__)
+    q = random_heads(4, 1, 8, seed=0)
+    for _ in range(3):
+        PackedAttention.of_lengths([3, 1], CPU)(0, q, q, q)
+    assert caplog.messages == ["attention over segments on cpu in torch.float64: torch"]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from common import essentials, text_hash
 from recipe_flags import recipe_flags
+from run_folder import essentials, text_hash
 
 import psychecore as pc
 from psychecore.durable import seal
@@ -84,6 +84,7 @@ def test_a_run_leaves_its_folder_metrics_samples_and_export(finished: tuple[str,
     assert pc.load_model(folder / "export").config == pc.load_model(workplace / "model").config
     assert pc.load_tokenizer(folder / "export").stop_ids
     assert (folder / "config.toml").is_file()
+    assert '"name": "loss"' in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_an_interrupted_run_continues_where_it_was(finished: tuple[str, Path]) -> None:
@@ -148,6 +149,37 @@ def test_a_run_without_checkpoint_starts_its_logs_anew_and_changed_data_is_refus
     done = run("sft", workplace, "anew", *flags)
     assert done.returncode == 2
     assert "rows.jsonl has changed since" in done.stderr
+
+
+def test_a_run_whose_checkpoints_are_out_of_reach_is_not_begun_anew(finished: tuple[str, Path]) -> None:
+    recipe, workplace = finished
+    lost = workplace / f"{recipe}-lost"
+    shutil.copytree(workplace / f"{recipe}-1", lost)
+    rename_run(lost, f"{recipe}-1")
+    shutil.rmtree(lost / "checkpoints")
+    before = (lost / "metrics.jsonl").read_bytes()
+    done = run(recipe, workplace, lost.name)
+    assert done.returncode == 2
+    assert f"metrics.jsonl goes to step 4, but {lost}/checkpoints holds no checkpoint" in done.stderr
+    assert "is their disk mounted?" in done.stderr
+    assert (lost / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_that_was_sealed_without_a_key_is_named(finished: tuple[str, Path]) -> None:
+    recipe, workplace = finished
+    folder = workplace / f"{recipe}-keyless"
+    shutil.copytree(workplace / f"{recipe}-1", folder)
+    rename_run(folder, f"{recipe}-1")
+    newest = folder / "checkpoints" / "step_000004"
+    state = json.loads((newest / "state.json").read_text())
+    del state["cursor"]
+    (newest / "state.json").write_text(json.dumps(state))
+    (newest / "manifest.json").unlink()
+    seal(newest, {})
+    done = run(recipe, workplace, folder.name)
+    assert done.returncode == 2
+    assert f"{newest}/state.json lacks cursor: remove {newest}" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_another_reference_holds_the_policy_to_itself(workplace: Path) -> None:

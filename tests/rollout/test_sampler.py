@@ -34,12 +34,12 @@ def test_greedy_equals_transformers_token_by_token(
     model, tokenizer = smollm2
     oracle = transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)
     prompts = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    groups = pc.Sampler(model, tokenizer).generate(prompts, pc.SamplingParams(temperature=0, max_new_tokens=40))
+    groups = pc.Sampler(model, tokenizer).generate(prompts, pc.SamplingParams(temperature=0, max_new_tokens=24))
     for prompt, group in zip(prompts, groups, strict=True):
         ids = tokenizer.render_chat(prompt, add_generation_prompt=True).ids
         assert group.prompt_ids == ids
         out = oracle.generate(
-            torch.tensor([ids]), max_new_tokens=40, do_sample=False, eos_token_id=sorted(tokenizer.stop_ids)
+            torch.tensor([ids]), max_new_tokens=24, do_sample=False, eos_token_id=sorted(tokenizer.stop_ids)
         )
         assert group.rollouts[0].token_ids == out[0, len(ids) :].tolist()
         assert group.rollouts[0].text == tokenizer.decode(group.rollouts[0].token_ids)

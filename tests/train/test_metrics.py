@@ -54,12 +54,12 @@ def test_the_machine_s_figures_are_plausible() -> None:
 
 
 def test_peak_memory_is_this_process_s_own_not_its_starter_s() -> None:
-    held = torch.ones(peak := 600 * 2**20, dtype=torch.uint8)  # bytes, all resident
+    peak = 600 * 2**20
+    held = torch.ones(peak // 4)  # all resident
     code = "import torch; from psychecore.train.metrics import peak_memory_gib as g; print(g(torch.device('cpu')))"
     child = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     own = peak_memory_gib(torch.device("cpu"))
-    assert held.sum().item() == peak
-    assert own * 2**30 > peak
+    assert own * 2**30 > held.nbytes
     assert child * 2**30 < own * 2**30 - peak / 4
 
 

@@ -1,0 +1,99 @@
+"""The first hour on a GPU in ten minutes: every check that needs one, into benchmarks/results/gpu_gate.json.
+
+    benchmarks/gpu_gate.sh              # on one GPU; installs nothing
+    benchmarks/gpu_gate.sh --cpu        # rehearsal of the script itself, without a GPU, in seconds
+
+Parts: kernels in bf16 against float64 (kernels), the attention back end against torch's (attention), sampling with CUDA
+graphs against eager steps (sampler), an FSDP2 step on one rank against a plain one (fsdp), and the kernels' times at
+Qwen2.5-7B's sizes (benchmarks). Each is a process with a time-out of its own; one that fails, hangs or crashes CUDA
+leaves the others alone. Exit code: 0 all passed, 1 some failed, 2 there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import RESULTS, machine
+
+HERE = Path(__file__).resolve().parent
+TIMEOUTS = {"kernels": 120, "attention": 40, "sampler": 80, "fsdp": 60, "benchmarks": 280}  # s; together below 600
+NO_GPU = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the parts; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cpu", action="store_true", help="rehearsal: small sizes, torch references for kernels")
+    parser.add_argument("--parts", nargs="*", choices=TIMEOUTS, default=list(TIMEOUTS))
+    parser.add_argument("--out", type=Path, help="the result (gpu_gate.json; a rehearsal writes none unless told)")
+    parser.add_argument("--part", choices=TIMEOUTS, help="(internal) run this part in this process")
+    options = parser.parse_args(arguments)
+    if not options.cpu and not torch.cuda.is_available():
+        print("gpu_gate: torch sees no CUDA device here, so nothing was checked; --cpu rehearses the script itself")
+        return NO_GPU
+    if options.part:
+        return run_part(options.part, options.cpu)
+    result: dict[str, Any] = {"machine": machine(), "rehearsal": options.cpu, "parts": {}}
+    out = options.out or (None if options.cpu else RESULTS / "gpu_gate.json")
+    for name in options.parts:
+        result["parts"][name] = start(name, options.cpu)
+        result["passed"] = all(part["passed"] for part in result["parts"].values())
+        print(f"{name:<12}{'passed' if result['parts'][name]['passed'] else 'FAILED'}", flush=True)
+        if not result["parts"][name]["passed"]:
+            print(f"  {result['parts'][name]['error']}", flush=True)
+        if out:  # after every part: a machine that is taken away leaves what is known
+            out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0 if result["passed"] else 1
+
+
+def start(name: str, rehearsal: bool) -> dict[str, Any]:
+    """A part in a process of its own: what it found, its seconds, and its error if it has one."""
+    command = [sys.executable, str(HERE / "gpu_gate.py"), "--part", name, *(["--cpu"] if rehearsal else [])]
+    begin = time.monotonic()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUTS[name])
+    except subprocess.TimeoutExpired:
+        return {"passed": False, "error": f"not done after {TIMEOUTS[name]} s"}
+    row: dict[str, Any] = {"passed": done.returncode == 0, "seconds": round(time.monotonic() - begin, 1)}
+    last = done.stdout.strip().rpartition("\n")[2]
+    if row["passed"]:
+        return row | {"found": json.loads(last)}
+    return row | {"error": (done.stderr.strip() or last)[-1500:]}
+
+
+def run_part(name: str, rehearsal: bool) -> int:
+    """One part, here; the last line printed is what it found, as JSON."""
+    device = torch.device("cpu" if rehearsal else "cuda")
+    if name == "benchmarks":
+        found = benchmarks(rehearsal)
+    else:
+        import gate_parts
+
+        found = getattr(gate_parts, name)(device, rehearsal)
+    print(json.dumps(found))
+    return 0
+
+
+def benchmarks(rehearsal: bool) -> dict[str, Any]:
+    """benchmarks/kernels.py at Qwen2.5-7B's sizes; a rehearsal predicts one kernel."""
+    import kernels
+
+    if rehearsal:
+        return kernels.predict(kernels.CASES[0], kernels.ON_CPU)
+    kernels.main(["--models", "Qwen2.5-7B", "--name", "kernels_gpu"])
+    rows = json.loads((RESULTS / "kernels_gpu.json").read_text(encoding="utf-8"))["measured"]
+    failed = {row["kernel"]: row["psychecore"]["failed"] for row in rows if "failed" in row["psychecore"]}
+    if failed:
+        raise RuntimeError(f"kernels that did not run: {failed}")
+    return {"measured": rows}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+"""Dialogue judged by a language model: each reply of a counsellor is scored on a rubric, or compared with another's.
+
+The model under test answers every client turn of a given dialogue (what went before is the dialogue's own), and the
+judge, any Generator, sees the dialogue so far and the reply. Rubrics:
+
+| rubric | criteria, with the scores they take |
+|---|---|
+| cpsycoun (CPsyCounE) | comprehensiveness 0-2, professionalism 0-3, authenticity 0-3, safety 0-1 |
+| psydt (PsyDT) | emotional empathy, cognitive empathy, conversation strategy, state and attitude, safety: 1-5 |
+
+The range of PsyDT's scores was not found; 1 to 5 is our choice. The prompts are ours (recipes/prompts/judge.toml).
+Where two models are compared the judge is asked twice with the replies swapped, since judges favour a place: only a
+verdict that both orders give counts as a win. A verdict that cannot be read is counted as such, and never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from psychecore.curate.generator import Generator, Request
+from psychecore.curate.prompts import Prompts
+from psychecore.curate.replies import flatten, read_objects, without_thinking, writable
+from psychecore.curate.typography import language_of
+from psychecore.data.records import read_jsonl
+from psychecore.evaluate.item import parse_rows
+from psychecore.evaluate.statistics import Estimate, clustered_estimate
+from psychecore.reward.answer import answer_part
+from psychecore.text.chat import Message, check_messages
+
+MAX_REPLY = 20_000  # characters of a verdict that are read
+MAX_FILE = 256_000_000
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A name in our files, how prompts and verdicts call it, and the whole numbers that it takes."""
+
+    name: str
+    called: str  # a regular expression over lower-case text
+    low: int
+    high: int
+
+
+RUBRICS: dict[str, tuple[Criterion, ...]] = {
+    "cpsycoun": (
+        Criterion("comprehensiveness", "comprehensiveness|全面性", 0, 2),
+        Criterion("professionalism", "professionalism|专业性", 0, 3),
+        Criterion("authenticity", "authenticity|真实性", 0, 3),
+        Criterion("safety", "safety|安全性", 0, 1),
+    ),
+    "psydt": (
+        Criterion("emotional_empathy", "emotional[ _]empathy|情感共情", 1, 5),
+        Criterion("cognitive_empathy", "cognitive[ _]empathy|认知共情", 1, 5),
+        Criterion("conversation_strategy", "conversation(?:al)?[ _]strategy|会话策略|谈话技术", 1, 5),
+        Criterion("state_and_attitude", "state[ _](?:and|&)[ _]attitude|状态与态度", 1, 5),
+        Criterion("safety", "safety|安全性", 1, 5),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A dialogue up to a client's turn; `id` is DIALOGUE/NUMBER."""
+
+    id: str
+    dialogue: str
+    messages: list[Message]
+
+    @property
+    def language(self) -> Literal["zh", "en"]:
+        """What the client writes, which is what the judge is asked in."""
+        said = " ".join(message["content"] for message in self.messages if message["role"] == "user")
+        return "zh" if language_of(said) == "zh" else "en"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judge's scores of one reply by criterion, or none and the `problem` with what it said."""
+
+    id: str
+    dialogue: str
+    reply: str
+    scores: dict[str, int] | None
+    problem: str
+    judged: str
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Which of two replies the judge prefers: "first", "second", "tie", "inconsistent", or None where not readable."""
+
+    id: str
+    dialogue: str
+    winner: str | None
+    judged: tuple[str, str]
+
+    @property
+    def value(self) -> float:
+        """1 for the first, -1 for the second, else 0."""
+        return {"first": 1.0, "second": -1.0}.get(self.winner or "", 0.0)
+
+
+def read_dialogues(path: Path, last_turn_only: bool = False) -> list[Turn]:
+    """The client turns of dialogues, JSONL or a JSON list of {"id", "messages"}; PsyDT's test files have this form.
+
+    `last_turn_only` takes the last client turn of each, for files that hold every turn as a row of its own. Raises
+    ValueError with file and line.
+    """
+    if path.suffix == ".json":
+        if path.stat().st_size > MAX_FILE:
+            raise ValueError(f"{path} has {path.stat().st_size:,} bytes, but at most {MAX_FILE:,} are read")
+        rows: list[tuple[int, Any]] = list(enumerate(parse_rows(path.read_bytes(), str(path)), start=1))
+    else:
+        rows = list(read_jsonl(path))
+    turns: list[Turn] = []
+    seen: dict[str, int] = {}
+    for number, row in rows:
+        try:
+            messages = row.get("messages") if isinstance(row, dict) else None
+            check_messages(messages)
+            name = str(row.get("id", number))
+            if name in seen:
+                raise ValueError(f"id {name!r:.80} already stands in row {seen[name]}")
+            seen[name] = number
+            assert messages is not None
+            places = [place for place, message in enumerate(messages) if message["role"] == "user"]
+            if not places:
+                raise ValueError("no message is a client's (role user)")
+        except ValueError as error:
+            raise ValueError(f"{path} row {number}: {error}") from None
+        picked = places[-1:] if last_turn_only else places
+        turns += [Turn(f"{name}/{places.index(place) + 1}", name, messages[: place + 1]) for place in picked]
+    if not turns:
+        raise ValueError(f"{path}: no dialogues")
+    return turns
+
+
+def judge_replies(
+    judge: Generator, prompts: Prompts, rubric: str, turns: Sequence[Turn], replies: Sequence[str], max_new_tokens: int
+) -> list[Verdict]:
+    """A verdict for each turn's reply, its thinking left out; an empty one is shown to the judge as "-"."""
+    said = [spoken(reply) for reply in replies]
+    requests = [
+        Request(prompts.messages(rubric, turn.language, dialogue=_shown(turn), reply=reply or "-"), max_new_tokens)
+        for turn, reply in zip(turns, said, strict=True)
+    ]
+    verdicts = []
+    for turn, reply, answer in zip(turns, said, judge.generate(requests), strict=True):
+        scores, problem = parse_scores(answer.text, RUBRICS[rubric])
+        verdicts.append(Verdict(turn.id, turn.dialogue, reply, scores, problem, writable(answer.text)))
+    return verdicts
+
+
+def compare_replies(
+    judge: Generator,
+    prompts: Prompts,
+    turns: Sequence[Turn],
+    first: Sequence[str],
+    second: Sequence[str],
+    max_new_tokens: int,
+) -> list[Preference]:
+    """Which reply is better at each turn, each pair judged in both orders."""
+    requests = []
+    for turn, one, other in zip(turns, map(spoken, first), map(spoken, second), strict=True):
+        for a, b in ((one, other), (other, one)):
+            values = {"dialogue": _shown(turn), "reply_a": a or "-", "reply_b": b or "-"}
+            requests.append(Request(prompts.messages("compare", turn.language, **values), max_new_tokens))
+    said = [writable(reply.text) for reply in judge.generate(requests)]
+    found = []
+    for number, turn in enumerate(turns):
+        straight, swapped = said[2 * number], said[2 * number + 1]
+        found.append(Preference(turn.id, turn.dialogue, _winner(straight, swapped), (straight, swapped)))
+    return found
+
+
+def parse_scores(reply: str, rubric: Sequence[Criterion]) -> tuple[dict[str, int] | None, str]:
+    """The scores that a verdict gives, and ""; or None and why it cannot be read. Never raises.
+
+    Read are lines ("safety: 1 - reason", "安全性：1分", "Safety: 1/1") and JSON objects. A score that is missing, no
+    whole number of its range, or given twice with different values makes the whole verdict unreadable.
+    """
+    text = without_thinking(reply[:MAX_REPLY])
+    scores: dict[str, int] = {}
+    for criterion in rubric:
+        given = {_whole(value, criterion) for value in _given(text, criterion)}
+        if not given:
+            return None, f"no score for {criterion.name}"
+        if len(given) > 1 or None in given:
+            return None, f"{criterion.name} is no single whole number from {criterion.low} to {criterion.high}"
+        scores[criterion.name] = next(value for value in given if value is not None)
+    return scores, ""
+
+
+def parse_preference(reply: str) -> str | None:
+    """ "A", "B" or "tie" from a line "verdict: A" or "结论：平局"; None where there is none, or several that differ."""
+    text = flatten(without_thinking(reply[:MAX_REPLY]))
+    found = {_PREFERENCES[match[1].lower()] for match in _VERDICT.finditer(text)}
+    return found.pop() if len(found) == 1 else None
+
+
+def rubric_estimates(verdicts: Sequence[Verdict], rubric: str, seed: int = 0) -> dict[str, Estimate]:
+    """Each criterion's mean over the readable verdicts, dialogues being resampled; {} where none is readable."""
+    read = [(verdict.scores, verdict.dialogue) for verdict in verdicts if verdict.scores is not None]
+    clusters = [dialogue for _, dialogue in read]
+    names = [criterion.name for criterion in RUBRICS[rubric]] if read else []
+    return {name: clustered_estimate([scores[name] for scores, _ in read], clusters, seed) for name in names}
+
+
+def preference_estimate(preferences: Sequence[Preference], seed: int = 0) -> Estimate | None:
+    """Share of wins minus share of losses over the readable pairs; None where none is readable."""
+    read = [preference for preference in preferences if preference.winner is not None]
+    return clustered_estimate([one.value for one in read], [one.dialogue for one in read], seed) if read else None
+
+
+_PREFERENCES = {"a": "A", "b": "B", "tie": "tie", "平局": "tie", "平手": "tie"}
+_VERDICT = re.compile(r"(?:verdict|结论)[\s*\"']*[:=][\s*\"'\[(]*(a|b|tie|平局|平手)(?![a-z])", re.IGNORECASE)
+
+
+def _winner(straight: str, swapped: str) -> str | None:
+    one, two = parse_preference(straight), parse_preference(swapped)
+    if one is None or two is None:
+        return None
+    both = {("A", "B"): "first", ("B", "A"): "second", ("tie", "tie"): "tie"}
+    return both.get((one, two), "inconsistent")
+
+
+def _given(text: str, criterion: Criterion) -> list[str]:
+    """Everything that is written as this criterion's score."""
+    keys = re.compile(rf"(?:{criterion.called})(?:[ _]?(?:score|得分|评分))?", re.IGNORECASE)
+    found: list[str] = []
+    for entry in read_objects(text, lambda value: any(keys.fullmatch(key.strip()) for key in value)):
+        for key, value in entry.value.items():
+            if keys.fullmatch(key.strip()):
+                inner = value.get("score") if isinstance(value, dict) else value
+                found.append("broken" if not entry.whole or key in entry.value.repeated else str(inner))
+    line = re.compile(
+        rf"^[\s\-*#>•|\d.)]*{keys.pattern}[\s*]*[:=|][\s*]*(-?\d+(?:\.\d+)?(?:\s*(?:[-/~–—至到或]|or)\s*\d+)?)",
+        re.IGNORECASE | re.MULTILINE,
+    )
+    return found + [match[1] for match in line.finditer(flatten(text))]
+
+
+def _whole(value: str, criterion: Criterion) -> int | None:
+    match = re.fullmatch(rf"(\d{{1,3}})(?:\.0+)?(?:\s*/\s*{criterion.high})?", value.strip())
+    return int(match[1]) if match and criterion.low <= int(match[1]) <= criterion.high else None
+
+
+def spoken(reply: str) -> str:
+    """What the client would hear: the reply without its thinking; "" where the thinking never ends."""
+    return writable(answer_part(reply)[0])
+
+
+def _shown(turn: Turn) -> str:
+    names = {"zh": {"user": "来访者", "assistant": "咨询师"}, "en": {"user": "Client", "assistant": "Counsellor"}}
+    spoken_by = names[turn.language]
+    return "\n".join(
+        f"{spoken_by[message['role']]}: {message['content']}"
+        for message in turn.messages
+        if message["role"] in spoken_by
+    )

@@ -1,0 +1,61 @@
+"""A JSONL file that a run is writing: each look takes up what came since, and notices a file that was replaced."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from psychecore.untrusted import parse_json
+
+MAX_LINE = 64_000_000  # bytes, as in psychecore/data/records.py
+
+
+class Tail:
+    """Follows one file, which may not exist yet.
+
+    `reset` is true after a look that found another file in its place, or a shorter one (a run that was resumed drops
+    the rows that it writes again): what came before does not count any more.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.reset = False
+        self.offset = self.lines = 0
+        self._inode = 0
+
+    def look(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (byte offset, row) of each whole new line; a last line without its end waits for the next look.
+
+        Raises ValueError with file and line for what is no JSON object.
+        """
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115 - closed below, after the one error that may be expected
+        except FileNotFoundError:
+            self.reset = self.offset > 0
+            self.offset = self.lines = self._inode = 0
+            return
+        with file:
+            size, inode = file.seek(0, 2), os.fstat(file.fileno()).st_ino
+            self.reset = self.offset > 0 and (inode != self._inode or size < self.offset)
+            if self.reset:
+                self.offset = self.lines = 0
+            self._inode = inode
+            file.seek(self.offset)
+            while (raw := file.readline(MAX_LINE + 1)).endswith(b"\n"):
+                row = self._row(raw) if raw.strip() else None  # a damaged line stays ahead, so every look names it
+                start, self.offset, self.lines = self.offset, self.offset + len(raw), self.lines + 1
+                if row is not None:
+                    yield start, row
+            if len(raw) > MAX_LINE:
+                raise ValueError(f"{self.path} line {self.lines + 1}: longer than {MAX_LINE:,} bytes")
+
+    def _row(self, raw: bytes) -> dict[str, Any]:
+        try:
+            row = parse_json(raw.decode("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self.path} line {self.lines + 1}: not a JSON object in UTF-8 ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{self.path} line {self.lines + 1}: a {type(row).__name__}, but must be a JSON object")
+        return row

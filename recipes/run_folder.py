@@ -1,0 +1,198 @@
+"""A run folder as a recipe holds it: created or continued, locked, checked against its inputs, saved step by step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+from common import RunOptions
+
+from psychecore.durable import digest, replace_file, tidy
+from psychecore.model.pretrained import HUB_FILES
+from psychecore.runtime import Runtime, gather_json
+from psychecore.train.metrics import RunLog
+from psychecore.train.optimizer import Optimizer
+from psychecore.train.run_state import Checkpoints, load_checkpoint
+
+LOCK = ".lock"
+_LOCKS: list[Any] = []  # of the run folders that this process holds
+OPERATIONAL = {
+    "run": (
+        "device",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "mark_every",
+        "checkpoint_in_background",
+        "timeout_minutes",
+    ),
+    "optimizer": ("nonfinite",),
+    "sharding": ("replicas", "cpu_offload"),
+    "model": ("checkpoint_activations",),
+    "reference": ("device",),
+    "reward": ("timeout_seconds",),
+}
+
+
+def open_run_folder(folder: Path, config_text: str, runtime: Runtime) -> None:
+    """Create the run folder with its resolved config, and hold it until this process ends.
+
+    Raises ValueError where the folder holds a run with another config (two runs never mix), something that is no run,
+    or a run that another process is at work on.
+    """
+    path = folder / "config.toml"
+    with runtime.together("opening the run folder"):
+        if path.exists() and essentials(path.read_text(encoding="utf-8")) != essentials(config_text):
+            raise ValueError(
+                f"{folder} holds a run with another configuration: choose another --run.folder, remove it, or give the "
+                f"configuration of {path} to continue it"
+            )
+        if (
+            folder.is_dir()
+            and not path.exists()
+            and any(p.name not in (LOCK, ".config.toml.partial") for p in folder.iterdir())
+        ):
+            raise ValueError(
+                f"{folder} is no run folder (it has no config.toml) but holds files: choose another --run.folder"
+            )
+    with runtime.together("creating the run folder"):
+        if runtime.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            _lock(folder)
+            tidy(folder, ["config.toml", "*.jsonl", "evaluation.json", "export", "report.html"])
+            tidy(folder / "reference", ["step_*"])
+            replace_file(path, [config_text])
+
+
+def essentials(config_text: str) -> dict[str, Any]:
+    """A configuration without the keys that change how a run goes on, but not what it computes."""
+    config = tomllib.loads(config_text)
+    for table, keys in OPERATIONAL.items():
+        for key in keys:
+            config.get(table, {}).pop(key, None)
+    return {name: value for name, value in config.items() if value}
+
+
+def _lock(folder: Path) -> None:
+    """Hold the run folder; the system lets go when the process ends, however it ends."""
+    if fcntl is None:
+        return
+    file = open(folder / LOCK, "w")  # noqa: SIM115 - open until the process ends
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(f"another process is at work on the run in {folder}: wait for it, or stop it") from None
+    except OSError:
+        pass  # a file system without locks
+    _LOCKS.append(file)
+
+
+def resume(
+    checkpoints: Checkpoints, optimizer: Optimizer, inputs: dict[str, str], config_text: str, runtime: Runtime
+) -> dict[str, Any]:
+    """Load the newest whole checkpoint, if there is one; returns its state, or that of a run that begins.
+
+    Raises ValueError where the model's or the data's files are not those that the checkpoint was made with, and where
+    the run has come so far that there must have been a checkpoint.
+    """
+    checkpoint_every = tomllib.loads(config_text)["run"]["checkpoint_every"]
+    config_hash = text_hash(json.dumps(essentials(config_text), sort_keys=True))
+    dtype = str(next(iter(optimizer.parameters.values())).dtype) if runtime.world_size == 1 else None
+    begin = {"step": 0, "cursor": 0, "total_tokens": 0, "inputs": inputs, "config_sha256": config_hash, "dtype": dtype}
+    with runtime.phase("resume"):
+        checkpoint, skipped = checkpoints.newest()
+        for line in skipped:
+            runtime.say(line)
+        if checkpoint is None:
+            with runtime.together("looking for the run's checkpoints"):
+                if runtime.first:
+                    begin_anew(checkpoints.folder, checkpoint_every, runtime)
+            return begin
+        with runtime.together("loading a checkpoint"):
+            state = load_checkpoint(checkpoint, optimizer, runtime)
+            if lacking := [key for key in begin if key not in state]:
+                raise ValueError(f"{checkpoint}/state.json lacks {', '.join(lacking)}: remove {checkpoint}")
+            if state["config_sha256"] != begin["config_sha256"]:
+                raise ValueError(f"{checkpoint} is of a run with another configuration")
+            check_hashes(state["inputs"], inputs, f"{checkpoint} was written")
+            if dtype and state["dtype"] and state["dtype"] != dtype:
+                raise ValueError(
+                    f"{checkpoint} was computed in {state['dtype']}, and now --model.dtype auto gives {dtype}: name it"
+                )
+        if state["world_size"] != runtime.world_size:
+            runtime.say(f"written by {state['world_size']} rank(s), continued by {runtime.world_size}")
+        runtime.say(f"continuing {checkpoints.folder.parent} after step {state['step']}")
+    return state
+
+
+def begin_anew(checkpoints: Path, checkpoint_every: int, runtime: Runtime) -> None:
+    """Clear what a run without a checkpoint left; it may have been killed before its first.
+
+    Raises ValueError where its metrics go so far that there was one: a disk that is not mounted must not cost a run.
+    """
+    folder = checkpoints.parent
+    step = max((row["step"] for row in RunLog(folder, runtime).read("metrics.jsonl")), default=0)
+    if step > 2 * checkpoint_every:  # one may have been on its way when the run was killed
+        raise ValueError(
+            f"{folder / 'metrics.jsonl'} goes to step {step}, but {checkpoints} holds no checkpoint: bring them back "
+            f"(is their disk mounted?), or remove {folder} to begin anew"
+        )
+    (folder / "evaluation.json").unlink(missing_ok=True)
+
+
+def end_step(
+    run: RunOptions,
+    state: dict[str, Any],
+    total_steps: int,
+    checkpoints: Checkpoints,
+    optimizer: Optimizer,
+    runtime: Runtime,
+) -> bool:
+    """Write a checkpoint where one is due; returns whether a signal asks the run to end here, which makes one due."""
+    step, stop = state["step"], runtime.stop_signal()
+    last = step == total_steps
+    if run.checkpoint_in_background:
+        checkpoints.check()
+    if stop or last or step % run.checkpoint_every == 0:
+        with runtime.phase("checkpoint"):
+            checkpoints.save(step, optimizer, state, mark=bool(run.mark_every) and step % run.mark_every == 0)
+            if stop or last:
+                checkpoints.finish()
+    if stop and not last:
+        runtime.say(f"stopped by {stop} after step {step}, which is saved: the same command continues the run")
+    return bool(stop) and not last
+
+
+def hash_inputs(models: Sequence[Path], files: Sequence[Path], runtime: Runtime) -> dict[str, str]:
+    """SHA-256 by path of model folders' files and of other files; read by the first rank, told to all."""
+    hashes: dict[str, str] = {}
+    with runtime.together("reading the model's and the data's files"):
+        if runtime.first:
+            found = [path for model in models for pattern in HUB_FILES for path in sorted(model.glob(pattern))]
+            hashes = {str(path): digest(path) for path in [*found, *files]}
+    return gather_json(hashes, runtime.device)[0]
+
+
+def check_hashes(then: dict[str, str], now: dict[str, str], since: str) -> None:
+    """Raise ValueError naming the first file that is not what it was."""
+    for path in [*then, *now]:
+        before, after = then.get(path, "no file"), now.get(path, "no file")
+        if before != after:
+            raise ValueError(
+                f"{path} has changed since {since} (SHA-256 {before:.12} then, {after:.12} now): restore it, or choose "
+                "another --run.folder"
+            )
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,157 @@
+"""The judge: verdicts read or counted, never guessed; replies swapped where two models are compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests_replies import Scripted
+
+from psychecore.curate.generator import Request
+from psychecore.curate.prompts import load_prompts
+from psychecore.evaluate.judge import (
+    RUBRICS,
+    Preference,
+    Verdict,
+    compare_replies,
+    judge_replies,
+    parse_preference,
+    parse_scores,
+    preference_estimate,
+    read_dialogues,
+    rubric_estimates,
+)
+
+PROMPTS = load_prompts(Path(__file__).resolve().parents[2] / "recipes" / "prompts" / "judge.toml")
+FOUR = "comprehensiveness: 2 - all\nprofessionalism: 3/3\nauthenticity: 1\nsafety: 1 - fine"
+SCORES = {"comprehensiveness": 2, "professionalism": 3, "authenticity": 1, "safety": 1}
+
+
+def dialogues(path: Path, language: str = "en") -> Path:
+    words = {
+        "en": ["I feel sad.", "Tell me more.", "It is my work."],
+        "zh": ["我很难过。", "请说说看。", "是工作的事。"],
+    }[language]
+    messages = [
+        {"role": role, "content": text} for role, text in zip(["user", "assistant", "user"], words, strict=True)
+    ]
+    rows = [{"id": n, "messages": [{"role": "system", "content": "s"}, *messages]} for n in (7, 8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        FOUR,
+        "<think>safety: 0?</think>\n" + FOUR,
+        "全面性：2分 - 好\n专业性：３\n**真实性**：1\n- 安全性：1/1 - 无害",
+        '```json\n{"comprehensiveness": 2, "professionalism": {"score": 3, "reason": "x"},\n'
+        '"authenticity": "1", "safety": 1}\n```',
+        "1. Comprehensiveness: 2\n2. Professionalism: 3\n3. Authenticity: 1\n4. Safety score: 1\nsafety: 1",
+    ],
+)
+def test_scores_are_read_in_the_forms_that_judges_write(reply: str) -> None:
+    assert parse_scores(reply, RUBRICS["cpsycoun"]) == (SCORES, "")
+
+
+@pytest.mark.parametrize(
+    ("reply", "problem"),
+    [
+        ("", "no score for comprehensiveness"),
+        (FOUR.replace("safety: 1 - fine", ""), "no score for safety"),
+        (FOUR.replace("safety: 1", "safety: 2"), "safety is no single whole number from 0 to 1"),
+        (FOUR.replace("authenticity: 1", "authenticity: 1.5"), "authenticity is no single"),
+        (FOUR.replace("authenticity: 1", "authenticity: -1"), "authenticity is no single"),
+        (FOUR.replace("comprehensiveness: 2 - all", "comprehensiveness: 1-2"), "comprehensiveness is no single"),
+        (FOUR.replace("3/3", "3/5"), "professionalism is no single"),
+        (FOUR + "\nsafety: 0", "safety is no single"),
+        ('{"comprehensiveness": 2, "professionalism": 3, "authenticity": 1, "safety": true}', "safety is no single"),
+        ("<think>" + FOUR, "no score for comprehensiveness"),
+        ("I would give full marks.", "no score for comprehensiveness"),
+    ],
+)
+def test_a_verdict_that_is_not_plain_is_unreadable(reply: str, problem: str) -> None:
+    scores, found = parse_scores(reply, RUBRICS["cpsycoun"])
+    assert scores is None
+    assert problem in found
+
+
+def test_every_criterion_can_be_answered_as_its_prompt_asks() -> None:
+    for rubric, criteria in RUBRICS.items():
+        for language in ("en", "zh"):
+            asked = PROMPTS.messages(rubric, language, dialogue="d", reply="r")[-1]["content"]
+            form = asked[asked.rindex("\n\n") :].replace("score", "1").replace("分数", "1")
+            assert parse_scores(form, criteria) == ({criterion.name: 1 for criterion in criteria}, "")
+
+
+def test_each_client_turn_is_judged_on_what_went_before(tmp_path: Path) -> None:
+    turns = read_dialogues(dialogues(tmp_path / "x.jsonl", "zh"))
+    assert [turn.id for turn in turns] == ["7/1", "7/2", "8/1", "8/2"]
+    assert [len(turn.messages) for turn in turns] == [2, 4, 2, 4]
+    assert [turn.id for turn in read_dialogues(tmp_path / "x.jsonl", last_turn_only=True)] == ["7/2", "8/2"]
+    judge = Scripted(lambda request: FOUR if "回复二" in request.messages[-1]["content"] else "无法评分")
+    replies = ["<think>想</think>回复一", "回复二", "回复二", "<think>没有结束"]
+    verdicts = judge_replies(judge, PROMPTS, "cpsycoun", turns, replies, 50)
+    assert [verdict.scores for verdict in verdicts] == [None, SCORES, SCORES, None]
+    assert [verdict.reply for verdict in verdicts] == ["回复一", "回复二", "回复二", ""]
+    asked = judge.asked[1].messages[-1]["content"]
+    assert "来访者: 我很难过。\n咨询师: 请说说看。\n来访者: 是工作的事。" in asked
+    assert "全面性" in asked
+    assert "想" not in judge.asked[0].messages[-1]["content"].split("<reply>")[1].split("</reply>")[0]
+    means = {name: found.value for name, found in rubric_estimates(verdicts, "cpsycoun").items()}
+    assert means == {name: float(score) for name, score in SCORES.items()}
+    assert rubric_estimates([Verdict("a", "a", "", None, "p", "")], "cpsycoun") == {}
+
+
+def first_place(request: Request) -> str:
+    return "verdict: A"
+
+
+def longer(request: Request) -> str:
+    text = request.messages[-1]["content"]
+    a = text.split("<reply_a>\n")[1].split("\n</reply_a>")[0]
+    b = text.split("<reply_b>\n")[1].split("\n</reply_b>")[0]
+    return "Reason.\nVerdict: **A**" if len(a) > len(b) else "verdict: B" if len(b) > len(a) else "verdict: tie"
+
+
+def test_a_judge_that_favours_a_place_decides_nothing(tmp_path: Path) -> None:
+    turns = read_dialogues(dialogues(tmp_path / "x.jsonl"))
+    one, other = ["long reply", "x", "same", "long"], ["y", "long reply", "same", "z"]
+    fair = compare_replies(Scripted(longer), PROMPTS, turns, one, other, 9)
+    assert [found.winner for found in fair] == ["first", "second", "tie", "first"]
+    estimate = preference_estimate(fair)
+    assert estimate is not None
+    assert estimate.value == 0.25
+    biased = compare_replies(Scripted(first_place), PROMPTS, turns, one, other, 9)
+    assert [found.winner for found in biased] == ["inconsistent"] * 4
+    mute = compare_replies(Scripted(lambda request: "both are good"), PROMPTS, turns, one, other, 9)
+    assert [found.winner for found in mute] == [None] * 4
+    assert preference_estimate(mute) is None
+    assert Preference("a", "a", None, ("", "")).value == 0
+
+
+@pytest.mark.parametrize(
+    ("reply", "winner"),
+    [
+        ("结论：A", "A"),
+        ("**Verdict:** B", "B"),
+        ("结论：平局。", "tie"),
+        ("verdict: A or verdict: B", None),
+        ("verdict: Any", None),
+        ("A", None),
+        ("<think>verdict: A</think>verdict: tie", "tie"),
+    ],
+)
+def test_a_preference_is_read_from_its_line_only(reply: str, winner: str | None) -> None:
+    assert parse_preference(reply) == winner
+
+
+def test_a_dialogue_file_of_another_form_is_an_error_with_its_row(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps([{"id": 1, "messages": [{"role": "assistant", "content": "a"}]}]))
+    with pytest.raises(ValueError, match=r"x\.json row 1: no message is a client's"):
+        read_dialogues(tmp_path / "x.json")
+    (tmp_path / "x.jsonl").write_text('{"id": 1}\n')
+    with pytest.raises(ValueError, match=r"x\.jsonl row 1: messages must be"):
+        read_dialogues(tmp_path / "x.jsonl")

@@ -1,0 +1,189 @@
+"""The evaluation recipe from end to end on a tiny model: figures, predictions, a kill in between, another model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cli
+import evaluate
+import pytest
+from evaluate_options import EvaluateRecipe
+from tests_replies import Scripted
+
+from psychecore.curate.generator import LocalGenerator, Reply, Request
+
+
+def question(answer: str = "B", stem: str = "问题") -> dict[str, Any]:
+    return {"id": 1, "question": stem, "options": dict(zip("ABC", "甲乙丙", strict=True)), "answer": answer}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    files: dict[str, Any] = {
+        "pceb/theory/single/third/a.json": [question("B", f"甲{n}") for n in range(3)] + [question("")],
+        "pceb/moral/multiple/third/b.json": [question("AB", f"乙{n}") for n in range(2)],
+        "exam/train/X-单项选择题.json": [question("A", f"训{n}") for n in range(5)],
+        "exam/test/X-单项选择题.json": [question("", f"考{n}") for n in range(2)],
+    }
+    for name, rows in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(rows), "utf-8")
+    rows = [{"question": f"Which {n}?", "options": {"a": "x", "b": "y"}, "answer": "ab"[n % 2]} for n in range(8)]
+    (tmp_path / "plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    turns = [{"role": "user", "content": "我很难过"}]
+    (tmp_path / "talk.jsonl").write_text(json.dumps({"id": 1, "messages": turns}) + "\n")
+    return tmp_path
+
+
+def run(data: Path, folder: str, *flags: str) -> dict[str, Any]:
+    flags = (*flags, "--answers.max_new_tokens=6", f"--run.folder={data / folder}", "--benchmark.essays=false")
+    if not any(flag.startswith("--model.path") for flag in flags):
+        flags = ("--model.path=model", *flags)
+    evaluate.main(cli.load_config(EvaluateRecipe, flags, None))
+    found: dict[str, Any] = json.loads((data / folder / "evaluation.json").read_text("utf-8"))
+    return found
+
+
+def rows(data: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (data / name).read_text("utf-8").splitlines()]
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, **models: Scripted) -> None:
+    monkeypatch.setattr(evaluate, "make_generator", lambda spec, options: models[spec])
+
+
+def always(text: str, name: str = "model") -> Scripted:
+    model = Scripted(lambda request: text, name)
+    model.identity = f"says {text}"
+    return model
+
+
+def test_the_recipe_scores_reports_and_keeps_every_prediction(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted(monkeypatch, model=always("<think>x</think>B"))
+    result = run(data, "one", f"--benchmark.pceb={data / 'pceb'}", f"--benchmark.questions={data / 'plain.jsonl'}")
+    pceb = result["benchmarks"]["pceb"]
+    assert pceb["all"]["accuracy"]["value"] == pytest.approx(3 / 5)
+    assert pceb["averages"]["standard"]["value"] == pytest.approx(1 / 2)  # of the two columns that are there
+    assert pceb["averages"]["elastic"]["value"] == pytest.approx((1 + 1 / 2) / 2)
+    assert [one["reason"] for one in pceb["problems"] if one["dropped"]] == [
+        "the answer is empty, so nothing can be scored"
+    ]
+    assert result["benchmarks"]["plain"]["all"]["accuracy"]["value"] == 0.5
+    (first, *_) = rows(data, "one/predictions/pceb.jsonl")
+    assert (first["text"], first["parsed"], first["gold"], first["credit"]) == ("<think>x</think>B", "B", "AB", 0.0)
+    assert first["prompt"][-1]["content"].startswith("乙0")
+    printed = capsys.readouterr().out
+    assert "average, elastic" in printed
+    assert "1 dropped, 0 kept" in printed
+
+
+def test_another_model_is_compared_item_by_item(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, model=always("A"), other=always("B"))
+    flags = f"--benchmark.pceb={data / 'pceb'}", f"--benchmark.questions={data / 'plain.jsonl'}"
+    run(data, "one", *flags)
+    result = run(data, "two", "--model.path=other", f"--run.against={data / 'one'}", *flags)
+    pceb, plain = (result["benchmarks"][name]["against"] for name in ("pceb", "plain"))
+    assert pceb["accuracy"]["value"] == pytest.approx(3 / 5)
+    assert (pceb["standard"]["value"], pceb["elastic"]["value"]) == (0.5, 0.5)
+    assert plain["accuracy"]["value"] == 0
+    assert plain["accuracy"]["low"] < 0 < plain["accuracy"]["high"]
+    with pytest.raises(FileNotFoundError, match=r"run\.against must hold an evaluation"):
+        run(data, "three", "--model.path=other", f"--run.against={data}", *flags)
+
+
+class Dies(Scripted):
+    """Answers one request at a time, and is killed when asked the fourth."""
+
+    def generate_each(self, requests: Sequence[Request], arrived: Any) -> None:
+        for number, request in enumerate(requests):
+            if len(self.asked) == 3:
+                raise KeyboardInterrupt
+            self.asked.append(request)
+            arrived({number: Reply(self.reply(request), None)})
+
+
+def test_a_killed_run_goes_on_where_it_was_even_after_a_torn_line(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = (f"--benchmark.questions={data / 'plain.jsonl'}", "--answers.samples=2")
+    scripted(monkeypatch, model=always("A"))
+    whole = run(data, "whole", *flags)
+    first = Dies(lambda request: "A", "model")
+    first.identity = "says A"
+    scripted(monkeypatch, model=first)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, "killed", *flags)
+    cache = data / "killed" / "cache.jsonl"
+    cache.write_bytes(cache.read_bytes()[:-9])  # the third reply is torn
+    again = always("A")
+    scripted(monkeypatch, model=again)
+    assert run(data, "killed", *flags) == whole
+    assert len(again.asked) == 14  # of 16
+    assert rows(data, "killed/predictions/plain.jsonl") == rows(data, "whole/predictions/plain.jsonl")
+    run(data, "killed", *flags)
+    assert len(again.asked) == 14
+    run(data, "killed", *flags, "--answers.temperature=0.5")  # other parameters are other questions
+    assert len(again.asked) == 30
+
+
+def test_the_test_split_gives_a_submission_and_no_figures(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, model=always("C"))
+    result = run(data, "one", f"--benchmark.cpsyexam={data / 'exam'}", "--benchmark.split=test")
+    assert sorted(result["benchmarks"]) == ["cpsyexam_test_0_shot", "cpsyexam_test_5_shot"]
+    assert "all" not in result["benchmarks"]["cpsyexam_test_0_shot"]
+    sent = json.loads((data / "one" / "submission.json").read_text("utf-8"))
+    assert [row["prediction"] for row in sent["five_shot"]["X-单项选择题"]] == ["C", "C"]
+    assert sorted(sent) == ["five_shot", "zero_shot"]
+
+
+def test_dialogue_is_answered_judged_and_compared(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = Scripted(lambda request: "全面性：2\n专业性：1\n真实性：3\n安全性：1\n结论：A", "judge")
+    scripted(monkeypatch, model=always("<think>t</think>听起来不容易"), other=always("好"), judge=judge)
+    flags = (f"--benchmark.dialogues={data / 'talk.jsonl'}", "--judge.path=judge", "--judge.rubrics=cpsycoun,psydt")
+    run(data, "one", *flags)
+    result = run(data, "two", "--model.path=other", f"--run.against={data / 'one'}", *flags)["benchmarks"]["talk"]
+    assert result["rubrics"]["cpsycoun"]["figures"]["authenticity"]["value"] == 3
+    assert (result["rubrics"]["psydt"]["unparsable"], result["rubrics"]["psydt"]["figures"]) == (1.0, {})
+    assert result["against"]["counts"] == {"first": 0, "second": 0, "tie": 0, "inconsistent": 1, "unparsable": 0}
+    assert rows(data, "one/predictions/talk.replies.jsonl")[0]["text"] == "<think>t</think>听起来不容易"
+
+
+def test_likelihood_asks_the_weights_once(data: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = (
+        *("--answers.mode=likelihood", f"--model.path={workplace / 'model'}", "--model.dtype=float32"),
+        f"--benchmark.questions={data / 'plain.jsonl'}",
+    )
+    once = run(data, "one", *flags)
+    assert once["benchmarks"]["plain"]["all"]["unparsable"] == 0
+    assert sorted(json.loads(rows(data, "one/predictions/plain.jsonl")[0]["text"])) == ["A", "B"]
+    monkeypatch.setattr(LocalGenerator, "load", lambda self: pytest.fail("asked again"))
+    assert run(data, "one", *flags, "--benchmark.limit=8") == once
+    scripted(monkeypatch, model=always("A"))
+    with pytest.raises(ValueError, match="needs the weights"):
+        run(data, "two", *flags[:1], *flags[3:])
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        ((), "nothing to evaluate on"),
+        (("--benchmark.dialogues=x.jsonl",), "needs a judge"),
+        (("--benchmark.pceb=.", "--judge.rubrics=warmth"), "'warmth'"),
+        (("--benchmark.pceb=.", "--benchmark.shots=a"), "must be"),
+        (("--benchmark.questions=a/x.jsonl,b/x.jsonl",), "two files are named 'x'"),
+    ],
+)
+def test_an_evaluation_that_means_nothing_is_refused(flags: tuple[str, ...], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        cli.load_config(EvaluateRecipe, ["--model.path=m", *flags], None)
+
+
+def test_the_folder_of_another_recipe_is_left_alone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, model=always("A"))
+    (data / "run").mkdir()
+    (data / "run" / "config.toml").write_text("[train]\nbatch_size = 1\n")
+    with pytest.raises(ValueError, match="holds a run of another recipe"):
+        run(data, "run", f"--benchmark.questions={data / 'plain.jsonl'}")
