@@ -55,6 +55,7 @@ def test_a_selector_is_asked_what_the_policy_is_asked() -> None:
             "temperature": 0.0,
             "seed": 5,
             "sample": 0,
+            "top_p": 1.0,
         }
         for row in rows
     ]

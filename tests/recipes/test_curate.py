@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import curate
+import curate_models
 import pytest
 from cli import load_config
-from curate_models import Models
 from curate_options import STAGES, CurateRecipe
 
 from psychecore.curate.generator import Arrived, Reply, Request
@@ -75,7 +75,7 @@ class Scripted:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with small sources, in which recipes/curate.py runs with scripted models."""
-    monkeypatch.setattr(Models, "_make", lambda self, spec: Scripted(spec))
+    monkeypatch.setattr(curate_models, "make_generator", lambda spec, options: Scripted(spec))
     (tmp_path / "texts").mkdir()
     for number, line in enumerate((DATA / "passages_en.jsonl").read_text("utf-8").splitlines()[:6]):
         (tmp_path / "texts" / f"chapter{number}.md").write_text("# A chapter\n\n" + json.loads(line)["text"], "utf-8")

@@ -76,7 +76,7 @@ def test_settings_of_gpu_and_work_are_read() -> None:
     config = load_config(
         plan.Planner, ["--config", str(REPO / "recipes" / "presets" / "demo.toml")], None, skip=plan.OTHERS
     )
-    assert config.grpo.sampling.max_slots == 80
+    assert config.grpo.sampling.max_slots == 96
 
 
 def test_the_table_has_a_row_for_each_model_and_the_fewest_gpus() -> None:

@@ -326,6 +326,7 @@ def test_on_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_ends(workplace: Path, t
     command = [*COMMAND, str(workplace / "model"), *flags]
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test that runs beside others has it ignored
         os.execve(command[0], command, os.environ | ENVIRONMENT)
     said, seen = "", 0  # what the terminal showed, and how far a search has found
 
