@@ -18,20 +18,17 @@ EXTRAS = {
     "test": [
         "bandit>=1.8",
         DATASKETCH,
-        "fastapi>=0.115",  # with uvicorn and openai what `transformers serve` needs, the server of test_real_server.py
         *EVAL,
         GGUF,
         "hypothesis>=6.100",
         "mypy>=1.10",
-        "openai>=1.98",
         "pytest>=8",
         "pytest-xdist>=3.5",
         "ruff>=0.6",
         "selenium>=4.30",  # drives Debian's chromium over the pages of psychecore/curate; those tests skip without it
         "setuptools>=77",  # a fresh .venv has none from Python 3.12 on, and tests/test_packaging.py builds a wheel
-        TRANSFORMERS,
+        TRANSFORMERS.replace("transformers", "transformers[serving]"),  # its server: tests/curate/test_real_server.py
         "triton>=3.4; platform_system == 'Linux'",  # the interpreter tests need it where torch is a CPU build
-        "uvicorn>=0.30",
     ],
     "eval": EVAL,
     "curate": [DATASKETCH],
