@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from psychecore.kernels.case import CompileCase
@@ -25,13 +26,12 @@ from psychecore.kernels.jit import jit, multiprocessors, tl, triton
 
 def rms_norm_reference(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """[..., D] -> [..., D]: normalised in fp32 (or wider), cast to the input's type, then scaled, as in Qwen, Llama."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return weight_D * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    return weight_D * F.rms_norm(x, weight_D.shape, None, eps)
 
 
 def add_rms_norm_reference(x: Tensor, residual: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(rms_norm(x + residual), x + residual), both [..., D]."""
-    total = residual + x
+    total = x + residual  # laid out as x, the product just made: on CPU the whole residual stream then is
     return rms_norm_reference(total, weight_D, eps), total
 
 

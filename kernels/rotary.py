@@ -20,14 +20,14 @@ from psychecore.kernels.jit import jit, tl, triton
 
 def rotary_reference(q_TNH: Tensor, k_TKH: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> tuple[Tensor, Tensor]:
     """Rotate queries and keys by their positions' angles; cos and sin are [T, H / 2], the product is at least fp32."""
-    return _rotate(q_TNH, cos_TR, sin_TR), _rotate(k_TKH, cos_TR, sin_TR)
+    cos_T1H, sin_T1H = torch.cat((cos_TR, cos_TR), -1)[:, None], torch.cat((-sin_TR, sin_TR), -1)[:, None]
+    return _rotate(q_TNH, cos_T1H, sin_T1H), _rotate(k_TKH, cos_T1H, sin_T1H)
 
 
-def _rotate(x_TNH: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    wide = torch.promote_types(x_TNH.dtype, cos_TR.dtype)
-    a_TNR, b_TNR = x_TNH.to(wide).chunk(2, dim=-1)
-    cos_T1R, sin_T1R = cos_TR[:, None], sin_TR[:, None]
-    return torch.cat((a_TNR * cos_T1R - b_TNR * sin_T1R, b_TNR * cos_T1R + a_TNR * sin_T1R), dim=-1).to(x_TNH.dtype)
+def _rotate(x_TNH: Tensor, cos_T1H: Tensor, sin_T1H: Tensor) -> Tensor:
+    """(a, b) to (a cos - b sin, b cos + a sin) in whole rows: a third of the passes that halves would take."""
+    wide = x_TNH.to(torch.promote_types(x_TNH.dtype, cos_T1H.dtype))
+    return torch.addcmul(wide * cos_T1H, wide.roll(wide.shape[-1] // 2, -1), sin_T1H).to(x_TNH.dtype)
 
 
 def rotary(q_TNH: Tensor, k_TKH: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> tuple[Tensor, Tensor]:

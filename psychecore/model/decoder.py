@@ -53,13 +53,14 @@ class Layer(nn.Module):
     def forward(self, x_TD: Tensor, cos_TR: Tensor, sin_TR: Tensor, attention: Attention) -> Tensor:
         """[T, D] -> [T, D]."""
         c = self.config
-        qkv_THH = _apply(self.qkv, self.attention_norm(x_TD)).unflatten(-1, (-1, c.head_dim))
+        # contiguous: a step of decoding on CPU has its products transposed (fused.linear), and heads are read by rows
+        qkv_THH = _apply(self.qkv, self.attention_norm(x_TD)).contiguous().unflatten(-1, (-1, c.head_dim))
         q_TNH, k_TKH, v_TKH = qkv_THH.split([c.query_heads, c.key_value_heads, c.key_value_heads], dim=1)
         q_TNH, k_TKH = fused.rotary(self.q_norm(q_TNH), self.k_norm(k_TKH), cos_TR, sin_TR)
         attended_TD = _apply(self.out, attention(self.index, q_TNH, k_TKH, v_TKH).flatten(1))
         normed_TD, x_TD = self.mlp_norm.of_sum(attended_TD, x_TD)
         # this sum is not left to the next layer's norm: a checkpoint would then keep two tensors for each layer
-        return x_TD + _apply(self.down, fused.swiglu(_apply(self.gate_up, normed_TD)))
+        return _apply(self.down, fused.swiglu(_apply(self.gate_up, normed_TD))) + x_TD
 
 
 def _apply(linear: nn.Linear, x_TD: Tensor) -> Tensor:

@@ -59,12 +59,12 @@ def cache_store(
 
 
 def linear(x_TD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
-    """x W^T + b. On CPU, few rows without gradient (decoding) are multiplied as (W x^T)^T.
+    """x W^T + b. On CPU, few rows without gradient (decoding) are multiplied as (W x^T)^T, and lie so in memory.
 
     torch's CPU products split the first operand's rows over threads and tiles; with the weight first these are many
     (32 rows, all layers of SmolLM2: bf16 43 ms instead of 57, fp32 98 instead of 147).
     """
-    if x_TD.device.type == "cpu" and 1 < len(x_TD) <= FEW_ROWS and not torch.is_grad_enabled():
+    if x_TD.device.type == "cpu" and len(x_TD) <= FEW_ROWS and not torch.is_grad_enabled():
         out_TE = (weight_ED @ x_TD.T).T
         return out_TE if bias_E is None else out_TE + bias_E
     return F.linear(x_TD, weight_ED, bias_E)

@@ -1,0 +1,149 @@
+"""Puts the results into docs/REPRODUCTION.md: tables between its marks, and the charts beside it.
+
+python benchmarks/reproduction/pages.py
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+REPO = HERE.parents[1]
+sys.path.insert(0, str(HERE.parent))
+
+from arms import ARMS, KNOBS, MAIN, SEEDS  # noqa: E402
+from chart import intervals, lines  # noqa: E402
+
+from psychecore.durable import replace_file  # noqa: E402
+from psychecore.evaluate.choice import wilson_interval  # noqa: E402
+from psychecore.evaluate.statistics import estimate  # noqa: E402
+
+RESULTS = REPO / "benchmarks" / "results" / "reproduction"
+PAGE = REPO / "docs" / "REPRODUCTION.md"
+Rows = dict[tuple[str, str], list[dict[str, Any]]]  # by task and arm, in the order of the seeds
+
+
+def main() -> None:
+    """Write the page's tables and charts from what results there are."""
+    rows = read()
+    page = PAGE.read_text(encoding="utf-8")
+    for name, table in {"main": main_table(rows), "differences": differences(rows), "knobs": knob_table(rows)}.items():
+        before, mark, rest = page.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not end:
+            raise SystemExit(f"{PAGE} has no place for the table {name}")
+        page = before + mark + table + end + after
+    replace_file(PAGE, [page])
+    for task in sorted({task for task, _ in rows}):
+        replace_file(PAGE.parent / f"reproduction_{task}.svg", [accuracy_chart(rows, task)])
+        replace_file(PAGE.parent / f"reproduction_{task}_reward.svg", [reward_chart(rows, task)])
+    print(f"wrote {PAGE}")
+
+
+def read() -> Rows:
+    """All result files."""
+    rows: Rows = defaultdict(list)
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")]
+    for row in sorted(found, key=lambda row: SEEDS.index(row["seed"])):
+        rows[row["task"], row["arm"]].append(row)
+    return rows
+
+
+def main_table(rows: Rows) -> str:
+    """Accuracy of the main arms over all seeds together, with each seed's own."""
+    lines_ = ["| task | arm | seeds | held-out set | accuracy (95 %) | by seed | format | dialogue perplexity |"]
+    lines_.append("|---|---|---|---|---|---|---|---|")
+    for (task, arm), runs in sorted(rows.items(), key=lambda item: (item[0][0], list(ARMS).index(item[0][1]))):
+        for name in runs[0]["heldout"] if arm in MAIN else ():
+            right = "".join(run["heldout"][name]["right"] for run in runs)
+            low, high = wilson_interval(right.count("1"), len(right))
+            each = ", ".join(f"{100 * run['heldout'][name]['accuracy']:.1f}" for run in runs)
+            form = sum(run["heldout"][name]["format_rate"] for run in runs) / len(runs)
+            perplexity = math.exp(sum(math.log(run["perplexity"]) for run in runs) / len(runs))
+            share = 100 * right.count("1") / len(right)
+            lines_.append(
+                f"| {task} | {ARMS[arm].about} | {len(runs)} | {name} | **{share:.1f}** ({100 * low:.1f} to "
+                f"{100 * high:.1f}) | {each} | {form:.0%} | {perplexity:.1f} |"
+            )
+    return "\n".join(lines_) + "\n"
+
+
+def differences(rows: Rows) -> str:
+    """The paper's arm against the others: paired by question and seed, bootstrapped over questions."""
+    lines_ = ["| task | the paper's recipe less | seeds | held-out set | points (95 %) |", "|---|---|---|---|---|"]
+    for (task, arm), runs in sorted(rows.items(), key=lambda item: (item[0][0], list(ARMS).index(item[0][1]))):
+        if arm == "paper" or arm not in MAIN:
+            continue
+        paper = {run["seed"]: run for run in rows[task, "paper"]}
+        pairs = [(paper[run["seed"]], run) for run in runs if run["seed"] in paper]
+        for name in runs[0]["heldout"] if pairs else ():
+            values = [
+                int(a) - int(b)
+                for one, other in pairs
+                for a, b in zip(one["heldout"][name]["right"], other["heldout"][name]["right"], strict=True)
+            ]
+            gap = estimate(values)
+            lines_.append(
+                f"| {task} | {ARMS[arm].about} | {len(pairs)} | {name} | {100 * gap.value:+.1f} "
+                f"({100 * gap.low:+.1f} to {100 * gap.high:+.1f}) |"
+            )
+    return "\n".join(lines_) + "\n"
+
+
+def knob_table(rows: Rows) -> str:
+    """What one changed setting does, beside the paper's arm of the same seed."""
+    lines_ = ["| setting | held-out sets, % | format | last quarter: reward correct | informative | length | KL |"]
+    lines_.append("|---|---|---|---|---|---|---|")
+    for (_, arm), runs in sorted(rows.items(), key=lambda item: list(ARMS).index(item[0][1])):
+        run = next((run for run in runs if run["seed"] == SEEDS[0] and run["task"] == "field"), None)
+        if run and arm in ("paper", *KNOBS):
+            sets, late = run["heldout"].values(), {name: _last_quarter(curve) for name, curve in run["curves"].items()}
+            about = "the paper's: KL 0.001, with std, groups of 8" if arm == "paper" else ARMS[arm].about
+            accuracies = ", ".join(f"{100 * one['accuracy']:.1f}" for one in sets)
+            lines_.append(
+                f"| {about} | {accuracies} | "
+                f"{min(s['format_rate'] for s in sets):.0%} | {late['reward_correct']:.2f} | "
+                f"{late['informative']:.0%} | {late['length']:.0f} | {late['kl']:.3f} |"
+            )
+    return "\n".join(lines_) + "\n"
+
+
+def accuracy_chart(rows: Rows, task: str) -> str:
+    """Held-out accuracy of the main arms, all sets and seeds together."""
+    shown = []
+    for arm in MAIN:
+        if runs := rows.get((task, arm)):
+            right = "".join(one["right"] for run in runs for one in run["heldout"].values())
+            bounds = wilson_interval(right.count("1"), len(right))
+            shown.append(
+                (ARMS[arm].about.partition(":")[0], 100 * right.count("1") / len(right), *(100 * b for b in bounds))
+            )
+    return intervals(shown, f"Held-out accuracy by arm, task {task}", "held-out accuracy, %")
+
+
+def reward_chart(rows: Rows, task: str) -> str:
+    """Share of right samples by GRPO step, the mean over seeds and over three steps."""
+    series = {}
+    for arm in MAIN:
+        curves = [run["curves"]["reward_correct"] for run in rows.get((task, arm), []) if "curves" in run]
+        if curves:
+            mean = [sum(step) / len(step) for step in zip(*curves, strict=True)]
+            smooth = [sum(mean[max(0, i - 2) : i + 1]) / len(mean[max(0, i - 2) : i + 1]) for i in range(len(mean))]
+            series[arm] = list(enumerate(smooth, start=1))
+    return lines(
+        series, f"Share of right samples while GRPO trains, task {task}", "GRPO step", "share right (mean of 3 steps)"
+    )
+
+
+def _last_quarter(values: list[float]) -> float:
+    part = values[-max(len(values) // 4, 1) :]
+    return sum(part) / len(part)
+
+
+if __name__ == "__main__":
+    main()
