@@ -69,7 +69,7 @@ def sample(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tupl
 def _exp_below(logits_BV: Tensor, top_B1: Tensor) -> Tensor:
     """exp(logits - top), softmax without its division, which only one entry of a row needs.
 
-    Elementwise, so it is as fast where logits are laid out by column, as decoding on CPU has them: torch's softmax takes
+    Elementwise, so it is as fast where logits lie by column, as decoding on CPU has them: torch's softmax takes
     four times as long there.
     """
     return (logits_BV.to(top_B1.dtype) - top_B1).exp_()
