@@ -28,10 +28,8 @@ def cache_store_reference(
     else:
         kept_T = slot_T >= 0  # synchronises with the host, which `None` avoids
         k_TKH, v_TKH, slot_T, place_T = k_TKH[kept_T], v_TKH[kept_T], slot_T[kept_T], place_T[kept_T]
-    heads, span, width = k_cache_BKSH.shape[1:]
-    row_TK = (slot_T[:, None] * heads + torch.arange(heads, device=slot_T.device)) * span + place_T[:, None]
-    for new_TKH, cache in ((k_TKH, k_cache_BKSH), (v_TKH, v_cache_BKSH)):  # whole rows: a fifth of indexing's time
-        cache.view(-1, width).index_copy_(0, row_TK.flatten(), new_TKH.flatten(0, 1))
+    k_cache_BKSH[slot_T, :, place_T] = k_TKH
+    v_cache_BKSH[slot_T, :, place_T] = v_TKH
 
 
 def cache_store(

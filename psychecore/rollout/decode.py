@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from psychecore.model import fused
+from psychecore.model.attention import resolve_backend
 from psychecore.model.decoder import Decoder
-from psychecore.rollout.kv_cache import DecodeAttention, KVCache, Shape
+from psychecore.rollout.kv_cache import DecodeAttention, KVCache, RowAttention, Shape
 from psychecore.rollout.sampling import SamplingParams, sample, uniform
 
 
@@ -40,7 +41,9 @@ def decode_step(model: Decoder, cache: KVCache, state: State, shape: Shape, para
     """The last token of every running sample through the model, and one new token each; writes into `state`."""
     slots = slice(0, shape.slots)
     place_B = (state.count_B[slots] - 1).clamp(min=0)
-    attention = DecodeAttention(cache, shape, place_B, state.seat_B[slots], state.prompt_length_A[: shape.rows])
+    rows = model.device.type == "cpu" and resolve_backend(model.device, model.compute_dtype, cached=True) == "torch"
+    kind = RowAttention if rows else DecodeAttention
+    attention = kind(cache, shape, place_B, state.seat_B[slots], state.prompt_length_A[: shape.rows])
     hidden_BD = model(state.token_B[slots], state.prompt_B[slots] + place_B, attention)
     accept(model, state, torch.arange(shape.slots, device=place_B.device), hidden_BD, params)
 

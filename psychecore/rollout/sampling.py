@@ -54,25 +54,18 @@ def sample(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tupl
 
     uniform_B holds numbers in [0, 1). Tokens whose logit is -inf are never drawn.
     """
-    wide = torch.promote_types(logits_BV.dtype, torch.float32)
+    # Wide first, no softmax, one buffer: decoding on CPU has the logits lie by column (fused.linear), where at 32 rows
+    # of 49,152 the maximum takes 3.6 ms in bf16 and 0.2 in fp32, a softmax 5.8, and fresh pages for each buffer 2.
+    below_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32), copy=True)
+    below_BV -= below_BV.amax(-1, keepdim=True)
     if params.temperature == 0:
-        top_B, ids_B = logits_BV.max(-1)
-        return ids_B, -_exp_below(logits_BV, top_B[:, None].to(wide)).sum(-1).log()
-    logits_BV, top_B1 = logits_BV.to(wide), logits_BV.amax(-1, keepdim=True).to(wide)
+        ids_B = below_BV.argmax(-1)
+        return ids_B, -below_BV.exp_().sum(-1).log()
     if params.temperature != 1:  # less the maximum first: a tiny temperature then gives 0 and -inf, not inf
-        logits_BV, top_B1 = (logits_BV - top_B1) / params.temperature, torch.zeros_like(top_B1)
-    mass_BV = _exp_below(filter_logits(logits_BV, params), top_B1)  # no filter excludes the likeliest
+        below_BV /= params.temperature
+    mass_BV = filter_logits(below_BV, params).exp_()
     ids_B, total_B = _invert(mass_BV, uniform_B)
     return ids_B, (mass_BV.gather(-1, ids_B[:, None])[:, 0] / total_B).log()
-
-
-def _exp_below(logits_BV: Tensor, top_B1: Tensor) -> Tensor:
-    """exp(logits - top), softmax without its division, which only one entry of a row needs.
-
-    Elementwise, so it is as fast where logits lie by column, as decoding on CPU has them: torch's softmax takes
-    four times as long there.
-    """
-    return (logits_BV.to(top_B1.dtype) - top_B1).exp_()
 
 
 def _invert(mass_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +75,7 @@ def _invert(mass_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """
     short = -mass_BV.shape[1] % BLOCK
     blocks_BCV = (F.pad(mass_BV, (0, short)) if short else mass_BV).unflatten(-1, (-1, BLOCK))
-    before_BC = blocks_BCV.sum(-1).cumsum(-1)
+    before_BC = blocks_BCV.movedim(0, -1).sum(1).T.cumsum(-1)  # laid out as the mass: else 5.5 ms by columns, not 0.1
     point_B1 = _below(uniform_B[:, None].to(mass_BV.dtype) * before_BC[:, -1:], before_BC[:, -1:])
     block_B1 = torch.searchsorted(before_BC, point_B1, right=True)
     inside_BV = blocks_BCV.gather(1, block_B1[..., None].expand(-1, 1, BLOCK))[:, 0].cumsum(-1)

@@ -89,19 +89,6 @@ def test_cached_attention_sees_exactly_the_valid_positions_and_gives_its_log_sum
             torch.testing.assert_close(lse[b, i], scores_NS.logsumexp(-1), rtol=1e-12, atol=1e-12)
 
 
-def test_the_plain_path_of_other_devices_equals_the_cpu_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = random_heads(2, 3, 6, 8, seed=0), random_heads(2, 2, 9, 8, seed=1), random_heads(2, 2, 9, 8, seed=2)
-    lengths_B, bias = torch.tensor([9, 9], dtype=torch.int32), torch.zeros(2, 1, 1, 9, dtype=torch.float64)
-    expected = cached_attention(q, k, v, lengths_B, bias)
-
-    class Elsewhere(torch.Tensor):
-        device = torch.device("cuda")  # type: ignore[assignment]
-
-    plain = cached_attention(q.as_subclass(Elsewhere), k, v, lengths_B, bias)
-    for ours, theirs in zip(plain, expected, strict=True):
-        torch.testing.assert_close(ours.as_subclass(torch.Tensor), theirs, rtol=1e-12, atol=1e-12)
-
-
 def test_a_prefix_tree_gives_each_sequence_its_own_hidden_states(
     backend: str, tiny_model: Callable[..., Decoder]
 ) -> None:
