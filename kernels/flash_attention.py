@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .case import CompileCase
 from .flash_attention_backward import backward, backward_cases
@@ -54,7 +55,7 @@ def flash_attention_reference(q_TNH: Tensor, k_IKH: Tensor, v_IKH: Tensor, cu_q:
 def flash_attention(
     q_TNH: Tensor, k_IKH: Tensor, v_IKH: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int
 ) -> Tensor:
-    """Bottom-right causal attention of packed segments, [T, N, H], differentiable in q, k and v.
+    """Bottom-right causal attention of packed segments, [T, N, H], differentiable once in q, k and v.
 
     q_TNH: T queries of N heads; k_IKH, v_IKH: I keys of K heads, N a multiple of K, any strides (the last dimension is
     copied where it isn't contiguous). bfloat16, float16 or float32, H up to 256. cu_q, cu_k: int32 [segments + 1],
@@ -105,6 +106,7 @@ class _FlashAttention(torch.autograd.Function):
         return out_TNH
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dout_TNH: Tensor) -> tuple[Tensor | None, ...]:
         q_TNH, k_IKH, v_IKH, out_TNH, lse_NT, cu_q, cu_k = ctx.saved_tensors
         dout_TNH = dout_TNH if dout_TNH.stride(2) == 1 else dout_TNH.contiguous()
