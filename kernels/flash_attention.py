@@ -115,8 +115,8 @@ class _FlashAttention(torch.autograd.Function):
 
 
 def compile_cases() -> list[CompileCase]:
-    """All four kernels in bf16 for Qwen2.5-0.5B (14 query heads on 2 of 64), 7B (28 on 4 of 128), 72B (64 on 8)."""
+    """All four in bf16 for Qwen2.5-0.5B (14 query heads on 2 of 64), 7B (28 on 4 of 128), 72B (64 on 8); H = 256."""
     cases = []
-    for model, sharing, width in (("0.5B", 7, 64), ("7B", 7, 128), ("72B", 8, 128)):
+    for model, sharing, width in (("0.5B", 7, 64), ("7B", 7, 128), ("72B", 8, 128), ("H=256", 8, 256)):
         cases += [forward_case(model, sharing, width), *backward_cases(model, sharing, width)]
     return cases
