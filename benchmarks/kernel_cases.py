@@ -53,8 +53,8 @@ class KernelCase:
 
     per_step: how often an optimizer step's micro-batch (or a decoding step) runs it. `unfused` is the torch code that
     it replaces, where that is not the reference. Without `backward` the kernel has none. launch: arguments at the end
-    that only size the kernel's launch; torch's code takes none of them. writes: places of the arguments that it writes,
-    which are then its results.
+    that only size the kernel's launch, which the reference does not take. writes: places of the arguments that it
+    writes, which are then its results.
     """
 
     name: str
@@ -82,21 +82,21 @@ class KernelCase:
     def reference(self) -> Callable[..., Any]:
         """Its torch reference, with the kernel's arguments."""
         module = importlib.import_module(f"psychecore.kernels.{self.module}")
-        return self._without_launch(getattr(module, f"{self.name}_reference"))
+        reference = getattr(module, f"{self.name}_reference")
+        return lambda *inputs: reference(*inputs[: len(inputs) - self.launch])
 
     def torch_code(self) -> Callable[..., Any]:
         """What it replaces, with the kernel's arguments."""
-        return self.reference() if self.unfused is None else self._without_launch(self.unfused)
-
-    def _without_launch(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *inputs: function(*inputs[: len(inputs) - self.launch])
+        return self.unfused or self.reference()
 
 
-def draw(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, gradient: bool = True) -> Tensor:
-    """Normal numbers from a fixed seed, of standard deviation 1."""
+def draw(
+    seed: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, gradient: bool = True
+) -> Tensor:
+    """Normal numbers of standard deviation 1; each of a case's tensors has its own seed, or a mix-up would not show."""
     if device.type == "meta":
         return torch.empty(shape, dtype=dtype, device=device, requires_grad=gradient)
-    generator = torch.Generator(device).manual_seed(len(shape))
+    generator = torch.Generator(device).manual_seed(seed)
     return torch.randn(shape, generator=generator, device=device).to(dtype).requires_grad_(gradient)
 
 
@@ -107,43 +107,46 @@ def cumulative(sizes: Sizes, device: torch.device) -> Tensor:
 
 
 def _norm(s: Sizes, dtype: torch.dtype, device: torch.device) -> Inputs:
-    return [draw((s.tokens, s.config.width), dtype, device), draw((s.config.width,), dtype, device), 1e-6]
+    return [draw(0, (s.tokens, s.config.width), dtype, device), draw(1, (s.config.width,), dtype, device), 1e-6]
 
 
 def _add_norm(s: Sizes, dtype: torch.dtype, device: torch.device) -> Inputs:
     x, weight, eps = _norm(s, dtype, device)
-    return [x, draw((s.tokens, s.config.width), dtype, device), weight, eps]
+    return [x, draw(2, (s.tokens, s.config.width), dtype, device), weight, eps]
 
 
 def _rotary(s: Sizes, dtype: torch.dtype, device: torch.device) -> Inputs:
     c = s.config
-    q, k = (draw((s.tokens, heads, c.head_dim), dtype, device) for heads in (c.query_heads, c.key_value_heads))
-    angle = draw((s.tokens, c.head_dim // 2), torch.promote_types(dtype, torch.float32), device, gradient=False)
+    heads = (c.query_heads, c.key_value_heads)
+    q, k = (draw(seed, (s.tokens, n, c.head_dim), dtype, device) for seed, n in enumerate(heads))
+    angle = draw(2, (s.tokens, c.head_dim // 2), torch.promote_types(dtype, torch.float32), device, gradient=False)
     return [q, k, angle.cos(), angle.sin()]
 
 
 def _swiglu(s: Sizes, dtype: torch.dtype, device: torch.device) -> Inputs:
-    return [draw((s.tokens, 2 * s.config.feed_forward_width), dtype, device)]
+    return [draw(0, (s.tokens, 2 * s.config.feed_forward_width), dtype, device)]
 
 
 def _logprobs(s: Sizes, dtype: torch.dtype, device: torch.device) -> Inputs:
     c = s.config
-    hidden = draw((s.tokens, c.width), dtype, device)
-    head = (draw((c.vocab_size, c.width), dtype, device, gradient=False) * c.width**-0.5).requires_grad_()
+    hidden = draw(0, (s.tokens, c.width), dtype, device)
+    head = (draw(1, (c.vocab_size, c.width), dtype, device, gradient=False) * c.width**-0.5).requires_grad_()
     return [hidden, head, torch.arange(s.tokens, device=device) * 7919 % c.vocab_size, 1.0]
 
 
 def _packed(s: Sizes, dtype: torch.dtype, device: torch.device) -> Inputs:
     c, cu = s.config, cumulative(s, device)
     heads = (c.query_heads, c.key_value_heads, c.key_value_heads)
-    return [*(draw((s.tokens, n, c.head_dim), dtype, device) for n in heads), cu, cu, s.length, s.length]
+    qkv = [draw(seed, (s.tokens, n, c.head_dim), dtype, device) for seed, n in enumerate(heads)]
+    return [*qkv, cu, cu, s.length, s.length]
 
 
 def _decode(s: Sizes, dtype: torch.dtype, device: torch.device) -> Inputs:
     """A group's queries on their shared prompt: the part that is read once instead of once per sample."""
     c, rows = s.config, s.samples // s.group
-    q = draw((rows, s.group, c.query_heads, c.head_dim), dtype, device, gradient=False)
-    k, v = (draw((rows, c.key_value_heads, s.prompt, c.head_dim), dtype, device, gradient=False) for _ in range(2))
+    q = draw(0, (rows, s.group, c.query_heads, c.head_dim), dtype, device, gradient=False)
+    cache = (rows, c.key_value_heads, s.prompt, c.head_dim)
+    k, v = (draw(seed, cache, dtype, device, gradient=False) for seed in (1, 2))
     return [q, k, v, torch.full((rows,), s.prompt, dtype=torch.int32, device=device)]
 
 
@@ -152,14 +155,19 @@ def _store(s: Sizes, dtype: torch.dtype, device: torch.device) -> Inputs:
     c = s.config
     new, cache = (s.samples, c.key_value_heads, c.head_dim), (s.samples, c.key_value_heads, s.answer, c.head_dim)
     place = torch.arange(s.samples, device=device) * 7 % s.answer
-    tensors = [draw(shape, dtype, device, gradient=False) for shape in (new, new, cache, cache)]
+    tensors = [draw(i, shape, dtype, device, gradient=False) for i, shape in enumerate((new, new, cache, cache))]
     return [*tensors, None, place]
 
 
-def naive_attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tensor:
-    """Scores in memory, in the inputs' dtype, segment by segment: attention before fused kernels."""
+def naive_attention(
+    q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int
+) -> Tensor:
+    """Scores in memory, in the inputs' dtype, segment by segment: attention before fused kernels.
+
+    Segments are all max_q long, a number that torch.compile sees; what lies in cu_q would end its graph.
+    """
     outs = []
-    for q, k, v in zip(*(x.split(cu_q.diff().tolist()) for x in (q_TNH, k_TKH, v_TKH)), strict=True):
+    for q, k, v in zip(*(x.split(max_q) for x in (q_TNH, k_TKH, v_TKH)), strict=True):
         sharing = q.shape[1] // k.shape[1]
         k_NSH, v_NSH = (x.repeat_interleave(sharing, 1).transpose(0, 1) for x in (k, v))
         scores_NQS = q.transpose(0, 1) @ k_NSH.transpose(1, 2) * q.shape[2] ** -0.5

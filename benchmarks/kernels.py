@@ -73,6 +73,8 @@ def contestants(case: KernelCase, device: torch.device) -> dict[str, Callable[..
     torch_code = case.torch_code()
     if device.type != "cuda":
         return {"torch": torch_code}
+    # all references are called by one lambda, whose 8 recompilations the first cases would use up: then it runs eagerly
+    torch.compiler.reset()
     return {
         "psychecore": case.kernel(),
         "torch": torch_code,
@@ -110,17 +112,18 @@ def _time(
     with torch.no_grad():
         forward = timings(lambda: run(*inputs), device, repeats)
     row: dict[str, Any] = {"forward": _rates(forward, case.forward(sizes), limits)}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    out = run(*inputs)
     if case.backward is not None:
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-        out = run(*inputs)
         outs = [x for x in case.results(inputs, out) if x.requires_grad]
         wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
         slopes = [torch.ones_like(x) for x in outs]
         torch.autograd.grad(outs, wanted, slopes, retain_graph=True)
-        if device.type == "cuda":
-            row["peak_mib"] = round((torch.cuda.max_memory_allocated(device) - before) / 2**20, 1)
+    if device.type == "cuda":  # of forward, and of backward where there is one
+        row["peak_mib"] = round((torch.cuda.max_memory_allocated(device) - before) / 2**20, 1)
+    if case.backward is not None:
         backward = timings(lambda: torch.autograd.grad(outs, wanted, slopes, retain_graph=True), device, repeats)
         row["backward"] = _rates(backward, case.backward(sizes), limits)
     return row

@@ -27,7 +27,7 @@ from psychecore.train.speed import GPUS, Efficiency, Gpu, forward_flops
 
 CHIPS = ("A100-80", "H100-80", "B200")
 NO_READ = {"copy_", "fill_", "zero_"}  # overwrite their first argument without reading it
-LOOK_UPS = {"gather", "index", "index_select", "scatter_add_", "index_put_"}
+LOOK_UPS = {"gather", "index", "index_select", "scatter_add_", "index_put_", "index_copy_"}
 FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "alias", "lift_fresh", "_unsafe_view"}
 
 

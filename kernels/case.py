@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -26,3 +26,8 @@ class CompileCase:
     multiples_of_16: tuple[str, ...] = field(default=())
     needs_dot: bool = False
     needs_wide: bool = True
+
+    def in_fp16(self) -> CompileCase:
+        """The same with fp16 in place of bf16."""
+        signature = {name: type_.replace("bf16", "fp16") for name, type_ in self.signature.items()}
+        return replace(self, name=f"{self.name} fp16", signature=signature)

@@ -24,8 +24,7 @@ from psychecore.kernels.case import CompileCase
 from psychecore.kernels.jit import jit, tl, triton
 
 SPLIT = 256  # keys of one program: 128 KB of keys and values at H = 128
-ROWS, KEYS = 64, 32  # of one tile; 64 keys would spill at H = 128
-WARPS, STAGES = 4, 3
+ROWS, KEYS = 64, 32  # of one tile; 64 keys would spill at H = 128 on sm_100
 MERGE_SPLITS = 8  # partial results that one step of the merge reads
 LOG2_E = 1.4426950408889634  # the kernel's exponentials are powers of 2, one instruction each
 
@@ -33,13 +32,14 @@ LOG2_E = 1.4426950408889634  # the kernel's exponentials are powers of 2, one in
 def decode_attention_reference(
     q_BQNH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, length_B: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention over the first length_B keys, in the inputs' precision: ([B, Q, N, H], [B, Q, N])."""
-    sharing = q_BQNH.shape[2] // k_BKSH.shape[1]
-    k_BNSH, v_BNSH = k_BKSH.repeat_interleave(sharing, 1), v_BKSH.repeat_interleave(sharing, 1)
-    scores_BNQS = q_BQNH.transpose(1, 2) @ k_BNSH.transpose(2, 3) * q_BQNH.shape[3] ** -0.5
+    """Softmax attention over the first length_B keys, at least in fp32: ([B, Q, N, H], [B, Q, N])."""
+    wide, sharing = torch.promote_types(q_BQNH.dtype, torch.float32), q_BQNH.shape[2] // k_BKSH.shape[1]
+    k_BNSH, v_BNSH = (x.to(wide).repeat_interleave(sharing, 1) for x in (k_BKSH, v_BKSH))
+    scores_BNQS = q_BQNH.to(wide).transpose(1, 2) @ k_BNSH.transpose(2, 3) * q_BQNH.shape[3] ** -0.5
     behind_BS = torch.arange(k_BKSH.shape[2], device=length_B.device) >= length_B[:, None]
     scores_BNQS = scores_BNQS.masked_fill(behind_BS[:, None, None], -torch.inf)
-    return (scores_BNQS.softmax(-1) @ v_BNSH).transpose(1, 2), scores_BNQS.logsumexp(-1).transpose(1, 2)
+    out_BNQH = (scores_BNQS.softmax(-1) @ v_BNSH).to(q_BQNH.dtype)
+    return out_BNQH.transpose(1, 2), scores_BNQS.logsumexp(-1).transpose(1, 2)
 
 
 def decode_attention(q_BQNH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,8 +47,10 @@ def decode_attention(q_BQNH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, length_B: T
 
     Every query sees all valid keys: as psychecore.model.attention.cached_attention. length_B: integers, at least 1 and
     at most S. The log-sum-exp is natural and fp32; the output has q's dtype. What lies behind length_B is not read.
-    Raises ValueError for shapes that don't fit together.
+    There is no backward. Raises ValueError for shapes that don't fit together, and where a gradient would be lost.
     """
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q_BQNH, k_BKSH, v_BKSH)):
+        raise ValueError("decode_attention has no gradient: call it under torch.no_grad(), or use flash_attention")
     (batch, queries, heads, width), (kv_heads, span) = q_BQNH.shape, k_BKSH.shape[1:3]
     if heads % kv_heads or k_BKSH.shape != (batch, kv_heads, span, width) or v_BKSH.shape != k_BKSH.shape:
         raise ValueError(
@@ -65,13 +67,18 @@ def decode_attention(q_BQNH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, length_B: T
         q_BQNH, k_BKSH, v_BKSH, length_B, partial_MBKRH, partial_lse_MBKR, batch, queries, kv_heads,
         *q_BQNH.stride()[:3], *k_BKSH.stride()[:3], *v_BKSH.stride()[:3], width**-0.5 * LOG2_E,
         SHARING=sharing, WIDTH=width, PADDED=padded, SPLIT=SPLIT, ROWS=ROWS, KEYS=KEYS,
-        num_warps=WARPS, num_stages=STAGES
+        **_pipeline(padded)
     )  # fmt: skip
     _merge_kernel[(batch * queries * heads,)](
         length_B, partial_MBKRH, partial_lse_MBKR, out_BQNH, lse_BQN, batch, queries, kv_heads,
         SHARING=sharing, WIDTH=width, PADDED=padded, SPLIT=SPLIT, SPLITS=MERGE_SPLITS, num_warps=1
     )  # fmt: skip
     return out_BQNH, lse_BQN
+
+
+def _pipeline(padded: int) -> dict[str, int]:
+    """Warps and tiles in flight of a split. At H = 256, 4 would spill and 3 pass the 99 KiB of sm_86, 89 and 120."""
+    return {"num_warps": 4, "num_stages": 3} if padded <= 128 else {"num_warps": 8, "num_stages": 2}
 
 
 @jit
@@ -152,8 +159,8 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
 
 
 def compile_cases() -> list[CompileCase]:
-    """The launches for Qwen2.5-0.5B (14 query heads on 2, of 64), 7B (28 on 4, of 128) and 72B (64 on 8, of 128)."""
-    models = (("Qwen2.5-0.5B", 7, 64), ("Qwen2.5-7B", 7, 128), ("Qwen2.5-72B", 8, 128))
+    """Qwen2.5-0.5B (14 query heads on 2, of 64), 7B (28 on 4, of 128), 72B (64 on 8, of 128), and heads of 256."""
+    models = (("Qwen2.5-0.5B", 7, 64), ("Qwen2.5-7B", 7, 128), ("Qwen2.5-72B", 8, 128), ("H=256", 8, 256))
     strides = [f"{x}_stride_{d}" for x, dims in (("q", "bqn"), ("k", "bks"), ("v", "bks")) for d in dims]
     split = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), "*bf16") | {"length_ptr": "*i32"}
     split |= dict.fromkeys(("partial_ptr", "partial_lse_ptr"), "*fp32")
@@ -171,8 +178,7 @@ def compile_cases() -> list[CompileCase]:
                 _split_kernel,
                 split,
                 constants | {"ROWS": ROWS, "KEYS": KEYS},
-                WARPS,
-                STAGES,
+                **_pipeline(width),
                 multiples_of_16=tuple(strides),
                 needs_dot=True,
             ),

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .case import CompileCase
 from .flash_attention_backward import backward, backward_cases
@@ -54,7 +55,7 @@ def flash_attention_reference(q_TNH: Tensor, k_IKH: Tensor, v_IKH: Tensor, cu_q:
 def flash_attention(
     q_TNH: Tensor, k_IKH: Tensor, v_IKH: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int
 ) -> Tensor:
-    """Bottom-right causal attention of packed segments, [T, N, H], differentiable in q, k and v.
+    """Bottom-right causal attention of packed segments, [T, N, H], differentiable once in q, k and v.
 
     q_TNH: T queries of N heads; k_IKH, v_IKH: I keys of K heads, N a multiple of K, any strides (the last dimension is
     copied where it isn't contiguous). bfloat16, float16 or float32, H up to 256. cu_q, cu_k: int32 [segments + 1],
@@ -105,6 +106,7 @@ class _FlashAttention(torch.autograd.Function):
         return out_TNH
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dout_TNH: Tensor) -> tuple[Tensor | None, ...]:
         q_TNH, k_IKH, v_IKH, out_TNH, lse_NT, cu_q, cu_k = ctx.saved_tensors
         dout_TNH = dout_TNH if dout_TNH.stride(2) == 1 else dout_TNH.contiguous()
@@ -113,8 +115,8 @@ class _FlashAttention(torch.autograd.Function):
 
 
 def compile_cases() -> list[CompileCase]:
-    """All four kernels in bf16 for Qwen2.5-0.5B (14 query heads on 2 of 64), 7B (28 on 4 of 128), 72B (64 on 8)."""
+    """All four in bf16 for Qwen2.5-0.5B (14 query heads on 2 of 64), 7B (28 on 4 of 128), 72B (64 on 8); H = 256."""
     cases = []
-    for model, sharing, width in (("0.5B", 7, 64), ("7B", 7, 128), ("72B", 8, 128)):
+    for model, sharing, width in (("0.5B", 7, 64), ("7B", 7, 128), ("72B", 8, 128), ("H=256", 8, 256)):
         cases += [forward_case(model, sharing, width), *backward_cases(model, sharing, width)]
     return cases

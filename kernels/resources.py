@@ -70,9 +70,13 @@ class Resources:
 
 
 def all_cases() -> list[CompileCase]:
-    """The cases of all kernel modules, in the order of MODULES."""
+    """The cases of all kernel modules, in the order of MODULES, then those with products once more in fp16.
+
+    The others compute in fp32 whatever they load, so that fp16 differs from bf16 by the conversion alone.
+    """
     modules = [importlib.import_module(f"psychecore.kernels.{module}") for module in MODULES]
-    return [case for module in modules for case in module.compile_cases()]
+    cases = [case for module in modules for case in module.compile_cases()]
+    return [*cases, *(case.in_fp16() for case in cases if case.needs_dot)]
 
 
 def compile_for(case: CompileCase, chip: Chip) -> Resources:

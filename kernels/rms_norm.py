@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from psychecore.kernels.case import CompileCase
 from psychecore.kernels.jit import jit, multiprocessors, tl, triton
@@ -36,14 +37,14 @@ def add_rms_norm_reference(x: Tensor, residual: Tensor, weight_D: Tensor, eps: f
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """As rms_norm_reference, by Triton. A view of heads [T, N, D] is read where it lies, without a copy."""
+    """As rms_norm_reference, by Triton, differentiable once. A view of heads [T, N, D] is read where it lies."""
     _check(x, weight_D)
     y: Tensor = _RmsNorm.apply(x, weight_D, eps)
     return y
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """As add_rms_norm_reference, by Triton, in one pass; x and residual have one shape and dtype."""
+    """As add_rms_norm_reference, by Triton in one pass, differentiable once; x and residual of one shape and dtype."""
     _check(x, weight_D)
     if x.shape != residual.shape or x.dtype != residual.dtype:
         raise ValueError(
@@ -68,6 +69,7 @@ class _RmsNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight_D = ctx.saved_tensors
         dx, dweight_D = _run_backward(dy, None, x, weight_D, ctx.eps)
@@ -84,6 +86,7 @@ class _AddRmsNorm(torch.autograd.Function):
         return y, total
 
     @staticmethod
+    @once_differentiable
     def backward(
         ctx: Any, dy: Tensor | None, dtotal: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:

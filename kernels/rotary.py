@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from psychecore.kernels.case import CompileCase
 from psychecore.kernels.jit import jit, tl, triton
@@ -29,7 +30,10 @@ def rotary_reference(q_TNH: Tensor, k_TKH: Tensor, cos_TR: Tensor, sin_TR: Tenso
 
 
 def rotary(q_TNH: Tensor, k_TKH: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> tuple[Tensor, Tensor]:
-    """As rotary_reference, by Triton; views of the fused projection are read where they lie. No gradient for angles."""
+    """As rotary_reference, by Triton, differentiable once; views of the fused projection are read where they lie.
+
+    No gradient for angles.
+    """
     tokens, half = cos_TR.shape
     for name, x in (("q", q_TNH), ("k", k_TKH)):
         if x.ndim != 3 or x.shape[0] != tokens or x.shape[2] != 2 * half:
@@ -48,6 +52,7 @@ class _Rotary(torch.autograd.Function):
         return _run(q_TNH, k_TKH, cos_TR, sin_TR, 1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dq_TNH: Tensor, dk_TKH: Tensor) -> tuple[Tensor, Tensor, None, None]:
         cos_TR, sin_TR = ctx.saved_tensors
         return *_run(dq_TNH, dk_TKH, cos_TR, sin_TR, -1), None, None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from psychecore.kernels.case import CompileCase
 from psychecore.kernels.jit import jit, tl, triton
@@ -25,7 +26,7 @@ def swiglu_reference(gate_up: Tensor) -> Tensor:
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """As swiglu_reference, by Triton."""
+    """As swiglu_reference, by Triton, differentiable once."""
     if gate_up.shape[-1] % 2:
         raise ValueError(f"gate_up is {list(gate_up.shape)}, but its last dimension holds gate and up, so it is even")
     y: Tensor = _SwiGLU.apply(gate_up)
@@ -42,6 +43,7 @@ class _SwiGLU(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
         dgate_up = torch.empty(gate_up.shape, dtype=gate_up.dtype, device=gate_up.device)

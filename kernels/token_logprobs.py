@@ -52,7 +52,8 @@ def token_logprobs(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor, tempera
     hidden_TD and head_VD in one dtype of at most 32 bits, labels_T int64; a label outside [0, V) gives NaN. Shapes and
     temperature are checked by the caller, psychecore.train.token_logprobs.
     """
-    logprobs_T, entropy_T = _TokenLogprobs.apply(_rows(hidden_TD), _rows(head_VD), labels_T.contiguous(), temperature)
+    labels_T = labels_T.clamp(-1, len(head_VD)).contiguous()  # the kernels go on in 32 bits, where 2^32 + 3 would be 3
+    logprobs_T, entropy_T = _TokenLogprobs.apply(_rows(hidden_TD), _rows(head_VD), labels_T, temperature)
     return logprobs_T, entropy_T
 
 
@@ -98,8 +99,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad_hidden_TD[rows] += slope_TV @ chunk_VD
                 product_VD = slope_TV.T @ hidden_TD[rows]
                 grad_chunk_VD = product_VD if grad_chunk_VD is None else grad_chunk_VD.float().add_(product_VD)
-            assert grad_chunk_VD is not None
-            grad_head_VD[columns] = grad_chunk_VD
+            grad_head_VD[columns] = 0 if grad_chunk_VD is None else grad_chunk_VD  # 0: there are no rows
         return grad_hidden_TD.to(hidden_TD.dtype), grad_head_VD, None, None
 
 

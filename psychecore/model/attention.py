@@ -59,17 +59,13 @@ def resolve_backend(device: torch.device, dtype: torch.dtype, cached: bool = Fal
     """
     if _forced is not None and not (cached and _forced == "varlen"):
         return _forced
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or not _since_ampere(device):
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or not fused.since_ampere(device):
         return "torch"
     if flash_attn() is not None:
         return "flash"
     if not cached and varlen_attn() is not None:
         return "varlen"
     return "triton" if has_triton() else "torch"
-
-
-def _since_ampere(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @functools.cache

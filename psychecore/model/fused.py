@@ -26,6 +26,11 @@ def has_kernel(x: Tensor) -> bool:
     return x.device.type == "cuda" and x.dtype in KERNEL_DTYPES and _jit.AVAILABLE
 
 
+def since_ampere(device: torch.device) -> bool:
+    """Whether a GPU is of sm_80 or later: kernels with products spill by the kilobyte on what came before."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Root-mean-square normalisation of the last dimension, times weight: [..., D] -> [..., D]."""
     norm = _rms_norm.rms_norm if has_kernel(x) else _rms_norm.rms_norm_reference
@@ -73,7 +78,7 @@ def linear(x_TD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Ten
 
 def takes_token_logprobs(hidden_TD: Tensor) -> bool:
     """Whether token_logprobs may be called: its dots are for 16-bit inputs, fp32 products are cuBLAS's."""
-    return has_kernel(hidden_TD) and hidden_TD.element_size() == 2
+    return has_kernel(hidden_TD) and hidden_TD.dtype.itemsize == 2 and since_ampere(hidden_TD.device)
 
 
 def token_logprobs(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -37,16 +37,24 @@ class Capture(Protocol):
     def record(self, step: Work) -> Work:
         """Take the step down without doing it; what comes back does it."""
 
+    def renew(self) -> None:
+        """All that was recorded has been dropped; what comes next shares nothing with it."""
+
 
 class CudaCapture:
     """torch.cuda.CUDAGraph on a stream of its own; all graphs share one pool for their intermediate results.
 
-    Sharing is safe in any order of replays, since no step reads another's intermediate results.
+    Sharing is safe in any order of replays, since no step reads another's intermediate results. A pool lives as long as
+    one of its graphs: torch's allocator asserts that nothing is captured into it after the last of them is gone.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.stream = torch.cuda.Stream(device)
+        self.renew()
+
+    def renew(self) -> None:
+        """A new pool."""
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, step: Work) -> None:
@@ -92,10 +100,10 @@ class StepGraphs:
             self.capture.warm_up(step)
             return
         if shape not in self._graphs:
-            if len(self._graphs) == self.limit:
-                self._graphs.popitem(last=False)
             with _no_hooks(self.model):
                 self._graphs[shape] = self.capture.record(step)
+            if len(self._graphs) > self.limit:  # only now: the pool must not lose its last graph
+                self._graphs.popitem(last=False)
             self.captured += 1
         self._graphs.move_to_end(shape)
         self._graphs[shape]()
@@ -103,6 +111,7 @@ class StepGraphs:
 
     def _forget(self) -> None:
         self._graphs: OrderedDict[Shape, Work] = OrderedDict()  # the one used longest ago first
+        self.capture.renew()
         self._warm: set[Shape] = set()
         self._parameters = list(self.model.parameters())
         self._whole = whole(self.model)

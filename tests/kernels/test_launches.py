@@ -1,6 +1,7 @@
-"""What a decoder launches at the sizes of Qwen2.5 is what kernels/resources.md compiled: same constants, same types.
+"""What a decoder, its loss and its sampler launch at the sizes of Qwen2.5 is what kernels/resources.md compiled.
 
-The launches are recorded on the meta device, so 72B fits, and nothing is computed.
+That is: with the same constants and types. The launches are recorded on the meta device, so 72B fits, and nothing is
+computed.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from psychecore.kernels import cache_store, rms_norm, rotary, swiglu
 from psychecore.kernels.case import CompileCase
+from psychecore.kernels.resources import all_cases
 from psychecore.model import fused
 from psychecore.model.config import ModelConfig
 from psychecore.model.decoder import Layer
 
-TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"}
-MODULES = (rms_norm, rotary, swiglu, cache_store)
-CASES = [case for module in MODULES for case in module.compile_cases()]  # before the kernels are replaced
+TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+TYPES |= {torch.int32: "*i32", torch.int64: "*i64"}
+CASES = all_cases()  # before the kernels are replaced
 SIZES = {  # width, feed-forward width, query heads, key/value heads, head width
     "0.5B": (896, 4864, 14, 2, 64),
     "7B": (3584, 18944, 28, 4, 128),
     "72B": (8192, 29568, 64, 8, 128),
 }
+HEADS = {size: sizes[2:] for size, sizes in SIZES.items()} | {"H=256": (16, 2, 256)}
 
 
 class Recorder:
@@ -47,9 +49,8 @@ class Recorder:
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
     recorded: list[tuple[Any, dict[str, Any]]] = []
-    for module in MODULES:
-        for name in {case.fn.__name__ for case in module.compile_cases()}:
-            monkeypatch.setattr(module, name, Recorder(getattr(module, name), recorded))
+    for fn in {case.fn for case in CASES}:
+        monkeypatch.setattr(f"{fn.__module__}.{fn.__name__}", Recorder(fn, recorded))
     monkeypatch.setattr(fused, "has_kernel", lambda x: True)
     return recorded
 
@@ -62,8 +63,9 @@ def matches(case: CompileCase, fn: Any, arguments: dict[str, Any]) -> bool:
     return (
         constants == case.constexprs
         and tensors == {name: type_ for name, type_ in case.signature.items() if type_.startswith("*")}
-        and all(arguments[name] % 16 == 0 for name in case.multiples_of_16)
+        and all(arguments[name] % 16 == 0 for name in case.multiples_of_16 if name in arguments)
         and arguments.get("num_warps", 4) == case.num_warps
+        and arguments.get("num_stages", 3) == case.num_stages
     )
 
 
@@ -117,3 +119,52 @@ def test_a_decoding_step_stores_by_what_was_compiled(
     fused.cache_store(k_BKH, v_BKH, cache_BKSH, cache_BKSH, place_B if has_slots else None, place_B)
     (launch,) = launches
     assert names_of(*launch) == [f"cache_store {sharing}x{head}{' with slots' if has_slots else ''} bf16"]
+
+
+@pytest.mark.parametrize("kind", ["", " fp16"])
+@pytest.mark.parametrize("size", SIZES)
+def test_log_probs_launch_what_was_compiled(size: str, kind: str, launches: list[tuple[Any, dict[str, Any]]]) -> None:
+    with torch.device("meta"):
+        dtype = torch.float16 if kind else torch.bfloat16
+        hidden_TD, head_VD = (torch.empty(rows, SIZES[size][0], dtype=dtype) for rows in (48, 152_064))
+        outs = fused.token_logprobs(hidden_TD.requires_grad_(), head_VD, torch.empty(48, dtype=torch.int64), 0.7)
+        torch.autograd.backward(outs, [torch.empty_like(x) for x in outs])
+    names = [f"token_logprobs statistics{kind}", "token_logprobs merge"]
+    names += [f"token_logprobs slope{kind}"] * 19  # chunks of the vocabulary, the last of which is smaller
+    assert [names_of(*launch) for launch in launches] == [[name] for name in names]
+
+
+@pytest.mark.parametrize("kind", ["", " fp16"])
+@pytest.mark.parametrize("size", HEADS)
+def test_attention_over_a_cache_launches_what_was_compiled(
+    size: str, kind: str, launches: list[tuple[Any, dict[str, Any]]]
+) -> None:
+    heads, sharing, head = HEADS[size]
+    with torch.device("meta"):
+        dtype = torch.float16 if kind else torch.bfloat16
+        q_BQNH, cache_BKSH = torch.empty(3, 8, heads, head, dtype=dtype), torch.empty(4, sharing, 64, head, dtype=dtype)
+        part_BKSH = cache_BKSH[:3, :, :32]
+        fused.decode_attention(q_BQNH, part_BKSH, part_BKSH, torch.empty(3, dtype=torch.int32))
+    model = size if size == "H=256" else f"Qwen2.5-{size}"
+    split, merge = (names_of(*launch) for launch in launches)
+    assert split == [f"decode_attention split {model}{kind}"]
+    assert kind or merge == [f"decode_attention merge {model}"]  # fp16 cases are of kernels with products
+
+
+@pytest.mark.parametrize("kind", ["", " fp16"])
+@pytest.mark.parametrize("size", HEADS)
+def test_attention_over_segments_launches_what_was_compiled(
+    size: str, kind: str, launches: list[tuple[Any, dict[str, Any]]]
+) -> None:
+    heads, sharing, head = HEADS[size]
+    with torch.device("meta"):
+        qkv_THH = torch.empty(48, heads + 2 * sharing, head, dtype=torch.float16 if kind else torch.bfloat16)
+        q_TNH, k_TKH, v_TKH = qkv_THH.requires_grad_().split([heads, sharing, sharing], dim=1)
+        cu = torch.empty(3, dtype=torch.int32)
+        out_TNH = fused.flash_attention(q_TNH, k_TKH, v_TKH, cu, cu, 24, 24)
+        out_TNH.backward(torch.empty_like(out_TNH))
+    forward, delta, key_value, query = (names_of(*launch) for launch in launches)
+    assert f"flash_attention forward {size}{kind}" in forward
+    assert kind or f"flash_attention delta {size}" in delta
+    assert f"flash_attention dk dv {size}{kind}" in key_value
+    assert f"flash_attention dq {size}{kind}" in query

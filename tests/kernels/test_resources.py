@@ -13,17 +13,37 @@ triton = pytest.importorskip("triton")
 from psychecore.kernels import resources  # noqa: E402
 from psychecore.kernels.case import CompileCase  # noqa: E402
 from psychecore.kernels.jit import jit, tl  # noqa: E402
-from psychecore.kernels.resources import CHIPS, MODULES, TABLE, Resources, compile_for, occupancy, problems  # noqa: E402
+from psychecore.kernels.resources import CHIPS, MODULES, TABLE, Chip, Resources, compile_for, occupancy, problems  # noqa: E402
 
 SM_80, SM_90, SM_100 = CHIPS
 CASES = resources.all_cases()
-# one for each kernel function: its last in bf16, which has the largest sizes, where a spill would come first
-LARGEST = {(case.fn.__module__, case.fn.__name__): case for case in CASES if case.name.endswith("bf16")}.values()
+# of each kernel function and head width, by which tiles are chosen, the last in bf16: the largest sizes spill first
+LARGEST = {
+    (case.fn, case.constexprs.get("PADDED")): case for case in CASES if not case.name.endswith(("fp16", "fp32"))
+}.values()
 
 
 @pytest.mark.parametrize("case", LARGEST, ids=lambda case: case.name)
 def test_the_largest_configuration_of_each_kernel_compiles_well_for_sm_90(case: CompileCase) -> None:
     assert list(problems(case, SM_90, compile_for(case, SM_90))) == []
+
+
+def test_no_kernel_function_is_left_out_of_that() -> None:
+    assert {case.fn for case in LARGEST} == {case.fn for case in CASES}
+
+
+def test_decoding_with_the_widest_heads_fits_the_chips_between() -> None:
+    sm_86 = Chip("sm_86", 86, 99 * 1024, 100 * 1024, warps=48, blocks=16)  # as sm_89 and sm_120
+    (case,) = (case for case in CASES if case.name == "decode_attention split H=256")
+    for chip in (sm_86, SM_100):
+        assert list(problems(case, chip, compile_for(case, chip))) == []
+
+
+def test_every_kernel_has_room_on_the_chips_between() -> None:
+    # their code is made as sm_80's is, with as much shared memory, of which a block has 163 KiB there and 99 here
+    shared = re.findall(r"^\| .+? \| \d+ \| \d+ \| (\d+) \|", TABLE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(shared) == len(CASES)
+    assert max(map(int, shared)) <= 99 * 1024
 
 
 @pytest.mark.slow

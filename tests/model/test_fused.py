@@ -71,6 +71,23 @@ def test_kernels_are_for_cuda_tensors_of_at_most_32_bits_where_triton_is(
     assert fused.has_kernel(FakeCuda(device, dtype)) is kernel
 
 
+@pytest.mark.parametrize(
+    ("dtype", "capability", "taken"),
+    [
+        (torch.bfloat16, (8, 0), True),
+        (torch.float16, (12, 0), True),
+        (torch.float16, (7, 5), False),  # compiles to 15 kB of stack a thread
+        (torch.float32, (9, 0), False),
+    ],
+)
+def test_log_probs_by_kernel_are_for_16_bits_on_gpus_since_ampere(
+    dtype: torch.dtype, capability: tuple[int, int], taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psychecore.kernels.jit.AVAILABLE", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert fused.takes_token_logprobs(FakeCuda("cuda", dtype)) is taken
+
+
 def test_the_references_need_no_triton() -> None:
     code = "import sys; sys.modules['triton'] = None; from psychecore.model import fused; import torch as t; "
     code += "print(fused.rms_norm(t.ones(2, 4), t.ones(4), 0.0).sum().item(), fused.swiglu(t.zeros(1, 4)).shape[1])"

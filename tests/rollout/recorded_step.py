@@ -2,11 +2,12 @@
 
 Like a graph it does nothing while recording, does the same operations on the same addresses at each replay, bakes in
 every Python number, refuses what would make the host wait, and shares memory for intermediate results with all others,
-so that these hold garbage between replays.
+so that these hold garbage between replays. The pool of that memory dies with its last graph.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,21 @@ class CaptureError(RuntimeError):
     """What CUDA says of an operation that is not permitted while a stream is capturing."""
 
 
+class Pool:
+    """Memory that graphs share. As in torch's allocator, nothing more can be captured once all of them are gone."""
+
+    def __init__(self) -> None:
+        self.graphs: weakref.WeakSet[Callable[[], None]] = weakref.WeakSet()
+        self.used = False
+
+    def add(self, replay: Callable[[], None]) -> Callable[[], None]:
+        if self.used and not self.graphs:
+            raise CaptureError("use_count > 0 INTERNAL ASSERT FAILED: the pool's graphs are all gone")
+        self.used = True
+        self.graphs.add(replay)
+        return replay
+
+
 class RecordedCapture:
     """A `Capture` of rollout/graphs.py. `fixed`: the tensors that outlive a step, which recording must not change."""
 
@@ -30,6 +46,10 @@ class RecordedCapture:
         self.fixed = fixed
         self.warm_ups = 0
         self.programs: list[Program] = []
+        self.renew()
+
+    def renew(self) -> None:
+        self.pool = Pool()
 
     def warm_up(self, step: Callable[[], None]) -> None:
         self.warm_ups += 1
@@ -49,7 +69,7 @@ class RecordedCapture:
             program.poison()  # one pool: another's replay has overwritten the intermediate results
             program.replay()
 
-        return replay
+        return self.pool.add(replay)
 
 
 class Program(TorchDispatchMode):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from recorded_step import CaptureError, RecordedCapture
+from recorded_step import CaptureError, Pool, RecordedCapture
 from torch import Tensor, nn
 
 import psychecore as pc
@@ -91,6 +91,10 @@ class CountingCapture:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.renew()
+
+    def renew(self) -> None:
+        self.pool = Pool()
 
     def warm_up(self, step: Callable[[], None]) -> None:
         self.asked.append("warm up")
@@ -98,7 +102,7 @@ class CountingCapture:
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
         self.asked.append("record")
-        return step
+        return self.pool.add(lambda: step())
 
 
 def test_the_first_step_of_a_shape_runs_eagerly_the_second_is_captured_the_rest_replayed() -> None:
@@ -126,6 +130,15 @@ def test_the_graph_used_longest_ago_makes_room() -> None:
     assert run(0, 2) == 0
     assert run(1) == 1  # its kernels are warm: captured at once
     assert len(graphs._graphs) == 2
+
+
+@torch.no_grad()
+def test_a_pool_never_loses_its_last_graph_while_it_is_captured_into() -> None:
+    graphs = StepGraphs(nn.Linear(2, 2), CountingCapture(), limit=1)
+    for shape in (0, 0, 1, 1, 0):
+        graphs.run(SHAPES[shape], lambda: None)
+    assert graphs.captured == 3
+    assert len(graphs._graphs) == 1
 
 
 def test_weights_at_other_addresses_are_captured_anew_and_weights_changed_in_place_are_not() -> None:

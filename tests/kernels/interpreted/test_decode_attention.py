@@ -92,6 +92,16 @@ def test_heads_that_do_not_fit_are_refused():
         decode_attention(q, k, v, torch.ones(1))
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_a_gradient_that_would_be_lost_is_refused(place):
+    tensors = inputs(1, 1, 2, 2, 8, 4)
+    tensors[place].requires_grad_()
+    with pytest.raises(ValueError, match="no gradient"):
+        decode_attention(*tensors, torch.ones(1))
+    with torch.no_grad():
+        assert decode_attention(*tensors, torch.ones(1))[0].isfinite().all()
+
+
 def test_prompt_and_answer_merged_by_the_sampler_are_attention_over_both(monkeypatch):
     monkeypatch.setattr(
         kv_cache, "cached_attention", lambda q, k, v, length, bias: fused.decode_attention(q, k, v, length)

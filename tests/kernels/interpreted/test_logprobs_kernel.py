@@ -111,6 +111,20 @@ def test_a_label_outside_the_vocabulary_gives_nan_and_no_other_row_suffers():
     assert entropy.isfinite().all()
 
 
+def test_a_label_beyond_32_bits_gives_nan_too():
+    hidden, head, _, _ = inputs(3, 33, 8)
+    logprobs, _ = token_logprobs(hidden, head, torch.tensor([2**32 + 3, 3 - 2**32, 3]), 1.0)
+    assert logprobs.isnan().tolist() == [True, True, False]
+
+
+def test_no_rows_give_no_rows_and_gradients_of_zero():
+    hidden, head = torch.zeros(0, 8, requires_grad=True), torch.ones(70, 8, requires_grad=True)
+    logprobs, entropy = token_logprobs(hidden, head, torch.zeros(0, dtype=torch.int64), 1.0)
+    (logprobs.sum() + entropy.sum()).backward()
+    assert hidden.grad.shape == (0, 8)
+    assert not head.grad.any()
+
+
 def test_training_gets_the_same_from_the_kernel_as_from_torch(monkeypatch):
     hidden, head, labels, ups = inputs(37, 101, 13)
     results = []
