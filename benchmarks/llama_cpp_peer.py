@@ -1,7 +1,7 @@
 """llama.cpp as a peer of the sampler: the same weights in bf16, one batch of sequences, its own sampler.
 
-Like ours it stores a group's prompt once (its unified cache lets sequences share cells). Its bf16 file is made by its own
-quantizer out of the 4-bit file that the demo's weights come from, so both hold the same numbers.
+Like ours it stores a group's prompt once: its unified cache lets sequences share cells. Its bf16 file is made by its
+own quantizer out of the 4-bit file that the demo's weights come from, so both hold the same numbers.
 """
 
 from __future__ import annotations

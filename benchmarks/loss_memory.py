@@ -23,7 +23,7 @@ from measure import save
 from psychecore.runtime import fast_dtype
 from psychecore.train.token_logprobs import token_logprobs
 
-GROWTH = [(1024, 37_984), (2048, 37_984), (4096, 37_984), (2048, 75_968), (2048, 151_936)]
+GROWTH = [(t, v) for v in (37_984, 75_968, 151_936) for t in (1024, 2048, 4096)]
 
 
 def main() -> None:

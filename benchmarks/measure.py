@@ -8,7 +8,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def summary(rates: Mapping[str, list[float]], ours: str) -> dict[str, Any]:
 def roof(dtype: torch.dtype, device: torch.device | None = None) -> dict[str, float]:
     """Bytes a second of a large copy (read plus write) and FLOP/s of a large matrix product, here and now."""
     device = device or torch.device("cpu")
-    x = torch.ones((4096 if device.type == "cuda" else 64) * 2**18, device=device)
+    x = torch.ones((4096 if device.type == "cuda" else 512) * 2**18, device=device)  # no cache holds two of these
     y = torch.empty_like(x)
     side = 8192 if device.type == "cuda" else 2048
     a = torch.ones(side, side, dtype=dtype, device=device)
@@ -86,6 +86,14 @@ def machine() -> dict[str, Any]:
         "command": "python " + " ".join(sys.argv),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def before(name: str, anew: Sequence[str]) -> dict[str, Any]:
+    """The cases of an earlier result of this machine that are not measured anew; none of another machine's."""
+    path = RESULTS / f"{name}.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    same = all(result.get("machine", {}).get(key) == machine()[key] for key in ("cpu", "torch", "threads", "date"))
+    return {case: row for case, row in result.get("cases", {}).items() if case not in anew} if same else {}
 
 
 def save(name: str, result: Mapping[str, Any]) -> None:

@@ -1,22 +1,24 @@
-"""Tokens a second of the sampler against transformers' generate, on the same weights, prompts, threads and dtype.
+"""Tokens a second of the sampler against transformers' generate and llama.cpp: same weights, prompts, threads, dtype.
 
-    python benchmarks/rollouts.py                 # all cases, about 10 minutes on 2 cores
-    python benchmarks/rollouts.py --cases one     # one, group32, group64, shared600, tail
+    .venv-bench/bin/python benchmarks/rollouts.py                 # all cases, about 15 minutes on 2 cores
+    .venv-bench/bin/python benchmarks/rollouts.py --cases one     # one, group32, group64, shared600, tail, growth
 
-Each contestant samples at temperature 1 without filters. transformers gets its best: one static batch, left-padded,
-without a stop token where all samples have the same length; in the long-tailed case static batches of as many
-sequences as the sampler has slots, each as long as its longest member.
+Each contestant samples at temperature 1 without filters; "llama.cpp greedy" takes the likeliest token, which costs it
+no sampling. transformers gets its best: one static batch, left-padded, without a stop token where all samples have the
+same length; in the long-tailed case static batches of as many sequences as the sampler has slots, each as long as its
+longest member. llama.cpp, where llama-cpp-python is installed and the dtype is bf16, shares a group's prompt as we do.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from measure import MODEL, race, roof, save, summary
+from measure import MODEL, before, race, roof, save, summary
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import psychecore as pc
@@ -31,12 +33,14 @@ CASES = {
     "shared600": (4, 8, 600, 32, 3),
 }
 TAIL_SLOTS = 48
+GROWTH = (1, 2, 4, 8, 16)  # prompts of 8 samples, 64 tokens each, on 32 slots
+ALL = (*CASES, "tail", "growth")
 
 
 def main() -> None:
     """Run the chosen cases and write benchmarks/results/rollouts.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="*", default=[*CASES, "tail"], choices=[*CASES, "tail"])
+    parser.add_argument("--cases", nargs="*", default=ALL, choices=ALL)
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
     options = parser.parse_args()
     dtype = fast_dtype(torch.device("cpu")) if options.dtype == "auto" else getattr(torch, options.dtype)
@@ -44,17 +48,16 @@ def main() -> None:
     peer = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype)  # a folder of ours, not a hub id # nosec
     limits = roof(dtype)
     weights = model.config.parameters * dtype.itemsize
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = before("rollouts", options.cases)
     for name in options.cases:
         print(f"{name}:", flush=True)
-        if name == "tail":
-            results[name] = tail(model, tokenizer, peer)
+        if name in ("tail", "growth"):
+            results[name] = tail(model, tokenizer, peer) if name == "tail" else growth(model, tokenizer)
             continue
         prompts, samples, length, new, rounds = CASES[name]
         ids = prompt_ids(prompts, length)
-        ours, theirs = contestants(model, tokenizer, peer, ids, samples, new)
-        results[name] = summary(race({"psychecore": ours, "transformers": theirs}, rounds), "psychecore")
-        steps = new / (limits["bytes_per_s"] / 2 / weights)  # every step reads every weight once
+        results[name] = summary(race(contestants(model, tokenizer, peer, ids, samples, new), rounds), "psychecore")
+        steps = new * weights / limits["bytes_per_s"]  # every step reads every weight once
         flops = 2 * model.config.parameters * prompts * samples * new / limits["flops"]
         results[name]["share_of_roof"] = round(
             results[name]["median"]["psychecore"] * max(steps, flops) / (prompts * samples * new), 3
@@ -73,23 +76,31 @@ def prompt_ids(prompts: int, length: int) -> list[list[int]]:
 
 def contestants(
     model: pc.Decoder, tokenizer: pc.Tokenizer, peer: Any, ids: list[list[int]], samples: int, new: int
-) -> tuple[Callable[[], float], Callable[[], float]]:
-    """Both as functions that sample `new` tokens for every prompt and sample and return tokens per second."""
+) -> dict[str, Callable[[], float]]:
+    """Functions that sample `new` tokens for every prompt and sample and return tokens per second."""
     total = len(ids) * samples
     sampler = pc.Sampler(model, tokenizer, max_slots=total)
     params = pc.SamplingParams(max_new_tokens=new, ignore_stop=True)
 
-    def ours() -> float:
-        start = time.perf_counter()
-        sampler.generate(ids, params, samples)
-        return total * new / (time.perf_counter() - start)
+    def timed(work: Callable[[], Any]) -> Callable[[], float]:
+        def run() -> float:
+            start = time.perf_counter()
+            work()
+            return total * new / (time.perf_counter() - start)
 
-    def theirs() -> float:
-        start = time.perf_counter()
-        transformers_generate(peer, [row for row in ids for _ in range(samples)], new)
-        return total * new / (time.perf_counter() - start)
+        return run
 
-    return ours, theirs
+    found = {
+        "psychecore": timed(lambda: sampler.generate(ids, params, samples)),
+        "transformers": timed(lambda: transformers_generate(peer, [r for r in ids for _ in range(samples)], new)),
+    }
+    if model.dtype == torch.bfloat16 and importlib.util.find_spec("llama_cpp"):
+        from llama_cpp_peer import LlamaCpp
+
+        llama = LlamaCpp(total, len(ids[0]) + new, torch.get_num_threads())
+        found["llama.cpp"] = timed(lambda: llama.generate(ids, samples, new))
+        found["llama.cpp greedy"] = timed(lambda: llama.generate(ids, samples, new, temperature=0))
+    return found
 
 
 @torch.no_grad()
@@ -129,10 +140,23 @@ def tail(model: pc.Decoder, tokenizer: pc.Tokenizer, peer: Any) -> dict[str, Any
             transformers_generate(peer, [ids[i // 8] for i in part], max(lengths[i] for i in part))
         return sum(lengths) / (time.perf_counter() - start)
 
-    result = summary(race({"psychecore": ours, "transformers": theirs}, 1), "psychecore")
+    result = summary(race({"psychecore": ours, "transformers": theirs}, 2), "psychecore")
     result["occupancy_while_work_waits"] = round(stats[-1], 3)
     print(f"  {result['times_faster']}, occupancy {stats[-1]:.1%}", flush=True)
     return result
+
+
+def growth(model: pc.Decoder, tokenizer: pc.Tokenizer) -> dict[str, Any]:
+    """Seconds by the number of samples, at 32 slots: linear, once the slots are full."""
+    params = pc.SamplingParams(max_new_tokens=64, ignore_stop=True)
+    sampler = pc.Sampler(model, tokenizer, max_slots=32)
+    rows = []
+    for prompts in (GROWTH[0], *GROWTH):  # the first one warms up
+        ids, start = prompt_ids(prompts, 100), time.perf_counter()
+        sampler.generate(ids, params, 8)
+        rows.append({"samples": 8 * prompts, "seconds": round(time.perf_counter() - start, 3)})
+        print(f"  {rows[-1]}", flush=True)
+    return {"rows": rows[1:]}
 
 
 if __name__ == "__main__":

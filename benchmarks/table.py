@@ -1,0 +1,90 @@
+"""What `make bench` ends with: the targets beside what was measured, from benchmarks/results, and the plots of growth.
+
+python benchmarks/table.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from chart import lines
+from measure import RESULTS
+
+from psychecore.durable import replace_file
+
+DOCS = RESULTS.parents[1] / "docs"
+ROLLOUTS = {
+    "group32": ("rollouts, 4 prompts x 8 samples x 128 tokens", "3x transformers, 1.2x llama.cpp"),
+    "group64": ("the same with 64 sequences", "3x, 1.2x"),
+    "tail": ("lengths from a long tail, 128 sequences, 48 slots", "3x transformers, occupancy over 90 %"),
+    "shared600": ("prompts of 600 tokens x 8 samples x 32 tokens", "5x transformers"),
+    "one": ("one sequence", "2x transformers"),
+}
+
+
+def main() -> None:
+    """Print the table, in Markdown as README has it, and write the plots."""
+    print("| what | target | measured |\n|---|---|---|")
+    for what, target, measured in rows():
+        print(f"| {what} | {target} | {measured} |")
+    plots()
+
+
+def rows() -> Iterator[tuple[str, str, str]]:
+    """(what, target, measured) of every result that is there."""
+    cases = _read("rollouts").get("cases", {})
+    for name, (what, target) in ROLLOUTS.items():
+        if case := cases.get(name):
+            more = f"; occupancy {case['occupancy_while_work_waits']:.1%}" if name == "tail" else ""
+            more += f"; {case['share_of_roof']:.0%} of the roof" if "share_of_roof" in case else ""
+            yield what, target, f"{_times(case)} ({case['median']['psychecore']:.0f} tok/s){more}"
+    for name, what, target in (
+        ("grpo_step", "GRPO step, 4 x 8 samples of 128 tokens", "4x TRL at half its memory"),
+        ("sft_step", "SFT on counsel_chat", "4x TRL at half its memory, 1.3x transformers"),
+    ):
+        if row := _read(name):
+            memory = ", ".join(f"{share:.2f} of {peer}'s memory" for peer, share in row["memory_share"].items())
+            yield what, target, f"{_times(row)} ({row['rates']['psychecore']:.0f} tok/s); {memory}"
+    if row := _read("shared_prompt"):
+        gap = f"largest gradient difference {row['largest_gradient_difference']:.0e} of the largest entry"
+        yield "update, a prompt of 600 tokens, 8 completions of 100", "3x unshared", f"{_times(row)}; {gap}"
+    if row := _read("loss_memory").get("main"):
+        share, ratio = row["memory_share"], row["time_ratio"]
+        what = f"loss at V = {row['vocabulary']:,}, D = {row['width']}, {row['tokens']:,} tokens"
+        yield what, "8 % of the naive memory, 1.2x its time", f"{share:.1%} of its memory, {ratio:.2f}x its time"
+
+
+def plots() -> None:
+    """docs/growth_rollouts.svg and docs/growth_memory.svg."""
+    if growth := _read("rollouts").get("cases", {}).get("growth"):
+        points = [(row["samples"], row["seconds"]) for row in growth["rows"]]
+        title = "Rollout time by number of samples (8 a prompt, 64 tokens each, 32 slots)"
+        replace_file(DOCS / "growth_rollouts.svg", [lines({"psychecore": points}, title, "samples", "seconds")])
+    if growth := _read("loss_memory").get("growth"):
+        series: dict[str, list[tuple[float, float]]] = {}
+        for way in ("psychecore", "naive"):
+            by_tokens = [
+                (r["tokens"], r[way]["extra_mib"]) for r in growth if r["vocabulary"] == growth[0]["vocabulary"]
+            ]
+            series[f"{way}, V = {growth[0]['vocabulary']:,}"] = sorted(by_tokens)
+            most = max(r["vocabulary"] for r in growth)
+            large = [(r["tokens"], r[way]["extra_mib"]) for r in growth if r["vocabulary"] == most]
+            series[f"{way}, V = {most:,}"] = sorted(large)
+        title = "Extra memory of the loss by tokens and vocabulary"
+        replace_file(DOCS / "growth_memory.svg", [lines(series, title, "tokens", "MiB")])
+
+
+def _times(row: dict[str, Any]) -> str:
+    return ", ".join(f"**{ratio:.2f}x** {peer}" for peer, ratio in row["times_faster"].items())
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+if __name__ == "__main__":
+    main()
