@@ -4,13 +4,16 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
+BENCH_VENV := .venv-bench
+BENCH := $(BENCH_VENV)/bin/python
 FUZZ_VENV := .venv-fuzz
 FUZZ_SECONDS ?= 120
 FUZZ_EXAMPLES ?= 5000
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow faults fuzz audit clean
+COUNSEL_CHAT ?= ../shared/data/counsel_chat/counsel_chat.jsonl
+.PHONY: help demo test test-slow faults bench reproduce fuzz audit clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +40,23 @@ faults: $(VENV)/.installed-test ## kill -9 at 100 random moments, and every othe
 	$(RUN) recipes/demo_model.py
 	KILLS=100 $(RUN) -m pytest tests/faults -m 'slow or not slow' --durations=5 -s
 
+# trl, transformers and llama-cpp-python are peers, never dependencies: a venv of their own (llama.cpp compiles in it)
+bench: $(BENCH_VENV)/.installed ## measure rollouts, GRPO and SFT steps, the loss; ends with the table (COUNSEL_CHAT=FILE for SFT)
+	$(BENCH) recipes/demo_model.py
+	$(BENCH) benchmarks/rollouts.py
+	$(BENCH) benchmarks/shared_prompt.py
+	$(BENCH) benchmarks/loss_memory.py --growth
+	$(BENCH) benchmarks/training_step.py grpo --rounds 2
+	@if [ -f $(COUNSEL_CHAT) ]; then \
+	  $(BENCH) benchmarks/training_step.py sft --rounds 2 --conversations $(COUNSEL_CHAT); \
+	else echo "no SFT step: $(COUNSEL_CHAT) is not there, give COUNSEL_CHAT=FILE"; fi
+	$(BENCH) benchmarks/table.py
+
+reproduce: $(VENV)/.installed-demo ## does the paper's recipe beat its parts? hours; continues where it stopped
+	$(RUN) recipes/demo_model.py
+	$(RUN) benchmarks/reproduction/run.py --counsel-chat $(COUNSEL_CHAT)
+	$(RUN) benchmarks/reproduction/pages.py
+
 # atheris instruments the code that it runs, so it has a venv of its own; a finding ends the target with its input's file.
 fuzz: $(FUZZ_VENV)/.installed ## look for inputs that break a promise of SECURITY.md: FUZZ_SECONDS for each surface
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(FUZZ_VENV)/bin/python -m pytest tests/fuzz
@@ -57,6 +77,11 @@ clean: ## remove build products and caches; .venv, .models and runs stay
 # The stamps lie inside .venv, so they go when it goes; a changed setup.py or constraints.txt installs anew.
 $(VENV)/.installed-%: setup.py pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(RUN) -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[$*]'
+	touch $@
+
+$(BENCH_VENV)/.installed: setup.py constraints.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH) -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[bench]'
 	touch $@
 
 $(FUZZ_VENV)/.installed: setup.py constraints.txt

@@ -1,0 +1,99 @@
+"""The reproduction: nothing held out trains, the sets are what their names say, the page has its places."""
+
+from __future__ import annotations
+
+import json
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS / "reproduction"))
+
+import pages  # noqa: E402
+from arms import ARMS, MAIN, SEEDS, plan  # noqa: E402
+from run import same_number  # noqa: E402
+from tasks import CHARACTERS, POST, Task, field_task, topic_task  # noqa: E402
+
+COUNSEL_CHAT = BENCHMARKS.parents[1] / "shared" / "data" / "counsel_chat" / "counsel_chat.jsonl"
+
+
+@pytest.fixture(scope="module", params=["field", "topic"])
+def task(request: pytest.FixtureRequest) -> Task:
+    if request.param == "field":
+        return field_task(42)
+    if not COUNSEL_CHAT.exists():
+        pytest.skip("../shared/data/counsel_chat is not there")
+    return topic_task(42, COUNSEL_CHAT)
+
+
+def described(question) -> str:  # type: ignore[no-untyped-def]
+    return question.context or question.question
+
+
+def test_no_held_out_text_trains(task: Task) -> None:
+    train = {described(question) for question in (*task.warmup, *task.pool)}
+    assert len(task.warmup) + len(task.pool) == len(train)
+    for questions in task.heldout.values():
+        assert not train & {described(question) for question in questions}
+    posts = {row.messages[0]["content"] for row in task.dialogues}
+    assert not posts & {row.messages[0]["content"] for row in task.heldout_dialogues}
+    for post in (row.messages[0]["content"][:100] for row in task.heldout_dialogues):
+        assert not any(text.startswith(post) for text in train)
+
+
+def test_texts_are_cut_and_the_gold_letter_is_spread(task: Task) -> None:
+    for row in (*task.dialogues, *task.heldout_dialogues):
+        assert all(0 < len(message["content"]) <= CHARACTERS for message in row.messages)
+    for questions in (task.pool, *task.heldout.values()):
+        assert all(question.context is None or len(question.context) <= POST for question in questions)
+        for letter in "ABCD":
+            assert 0.1 < sum(question.answer == letter for question in questions) / len(questions) < 0.4
+
+
+def test_a_seed_draws_another_task_and_one_seed_the_same() -> None:
+    assert field_task(42) == field_task(42)
+    assert {q.id for q in field_task(42).pool} != {q.id for q in field_task(1).pool}
+
+
+def test_hard_random_and_easy_questions_are_equally_many_and_of_the_pool() -> None:
+    pool = field_task(42).pool
+    sets = {"easy": pool[:150], "hard": pool[150:]}
+    drawn = same_number(sets, 42)
+    assert {len(rows) for rows in drawn.values()} == {150}
+    for side, rows in sets.items():
+        assert {q.id for q in drawn[side]} <= {q.id for q in rows}
+        assert {q.id for q in rows} & {q.id for q in drawn["random"]}
+
+
+def test_every_arm_is_planned_the_main_ones_with_every_seed() -> None:
+    planned = plan(("field", "topic"))
+    assert len(planned) == len(set(planned))
+    assert {arm for _, arm, _ in planned} == set(ARMS)
+    for arm in MAIN:
+        assert {(task, seed) for task, name, seed in planned if name == arm} == {
+            (task, seed) for task in ("field", "topic") for seed in SEEDS
+        }
+
+
+def test_the_page_gets_tables_and_charts_from_result_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arm, right in (("base", "0010"), ("sft", "0110"), ("paper", "1110")):
+        sets = {"heldout": {"accuracy": right.count("1") / 4, "format_rate": 1.0, "right": right}}
+        row = {"task": "field", "arm": arm, "seed": 42, "heldout": sets, "perplexity": 9.0}
+        if arm == "paper":
+            names = ("reward_correct", "informative", "length", "kl")
+            row["curves"] = {name: [0.25, 0.5, 0.75, 1.0] for name in names}
+        (tmp_path / f"field-{arm}-42.json").write_text(json.dumps(row), encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text(pages.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
+    monkeypatch.setattr(pages, "PAGE", page)
+    for _ in range(2):  # a second time replaces the tables
+        pages.main()
+    text = page.read_text(encoding="utf-8")
+    assert text.count("| field | SFT only | 1 | heldout | **50.0** (15.0 to 85.0) | 50.0 | 100% | 9.0 |") == 1
+    assert text.count("| field | SFT only | 1 | heldout | +25.0 (+0.0 to +75.0) |") == 1
+    for chart in ("reproduction_field.svg", "reproduction_field_reward.svg"):
+        ElementTree.parse(tmp_path / chart)
