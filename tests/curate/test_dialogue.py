@@ -16,7 +16,7 @@ from psychecore.curate.empathy import understanding
 from psychecore.curate.generator import Reply, Request
 from psychecore.curate.privacy import private_data, without_private_data
 from psychecore.curate.prompts import load_prompts
-from psychecore.curate.risk import plays_down, reply_fault
+from psychecore.curate.risk_reply import plays_down, reply_fault
 from psychecore.curate.stage import Outcome, run_stage
 from psychecore.curate.wording import content_words, length, sentences
 from psychecore.data.records import read_conversations
