@@ -60,6 +60,14 @@ def item(
     return f"Quote: When rewards stop altogether\nQuestion: {stem}\n{options}\nAnswer: {key}\n"
 
 
+@pytest.mark.parametrize("label", ["Answers:\n1. B\n2. C", "Answer:\n1) (B)\n2) C", "答案：\n1．B\n2．C"])
+def test_a_list_of_keys_at_the_end_is_not_the_key_of_the_last_question(label: str) -> None:
+    one, two = (item(stem).rpartition("Answer:")[0] for stem in ("What ends?", "What goes on?"))
+    outcome = ask(f"{one}\n{two}\n{label}")
+    assert not outcome.kept
+    assert {one.reason for one in outcome.rejected} == {"unparsable"}
+
+
 @pytest.mark.parametrize(("language", "reply", "expected"), [case[1:] for case in REPLIES], ids=[c[0] for c in REPLIES])
 def test_a_reply_gives_what_stands_in_it(language: str, reply: str, expected: Expected) -> None:
     outcome = ask(reply, language)
