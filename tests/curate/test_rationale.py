@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from psychecore.curate.conclusion import other_conclusion
 from psychecore.curate.generator import Reply, Request
 from psychecore.curate.prompts import load_prompts
 from psychecore.curate.rationale import (
@@ -17,7 +18,6 @@ from psychecore.curate.rationale import (
     RationaleConfig,
     candidate_fault,
     clean_candidate,
-    other_conclusion,
     read_trial,
 )
 from psychecore.curate.stage import Outcome, run_stage
