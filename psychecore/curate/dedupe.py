@@ -51,8 +51,9 @@ class DedupeConfig:
     """What counts as a duplicate, and which of several stays.
 
     `threshold` is the similarity from which rows are duplicates, `recall` the least chance to find a pair just at it,
-    `permutations` the length of a signature. `best` is a key such as "quality.score": of duplicates the row with the
-    highest value stays; without it, and among equals, the first. `zh_chars` and `en_words` are the shingle lengths.
+    `permutations` the length of a signature. `best` is a numeric key that the rows bring along, such as "notes.rating":
+    of duplicates the row with the highest value stays; without it, and among equals, the first. `zh_chars` and
+    `en_words` are the shingle lengths.
     """
 
     threshold: float = 0.8
@@ -88,17 +89,18 @@ def dedupe(
     config: DedupeConfig | None = None,
     benchmarks: Benchmarks | None = None,
     progress: Callable[[int], None] = lambda count: None,
+    name: str = "dedupe",
 ) -> dict[str, int]:
-    """Write folder/dedupe.jsonl (rows with "cluster") and folder/dedupe.rejects.jsonl (with "reason" and "detail").
+    """Write folder/NAME.jsonl (rows with "cluster") and folder/NAME.rejects.jsonl (with "reason" and "detail").
 
-    The source is read three times and never held. Both files are replaced whole, dedupe.jsonl last: a killed run is
+    The source is read three times and never held. Both files are replaced whole, NAME.jsonl last: a killed run is
     started again. `progress` is called with the number of rows read so far. Returns the number of rows by reason, those
     that stay under "kept". Raises ValueError with file and line for a row without id or text, or an id seen twice.
     """
     verdicts = judge((row for row in _checked_rows(source, progress)), config or DedupeConfig(), benchmarks)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "dedupe.rejects.jsonl", _lines(source, verdicts, kept=False))
-    replace_file(folder / "dedupe.jsonl", _lines(source, verdicts, kept=True))
+    replace_file(folder / f"{name}.rejects.jsonl", _lines(source, verdicts, kept=False))
+    replace_file(folder / f"{name}.jsonl", _lines(source, verdicts, kept=True))
     return dict(Counter(verdict.reason or "kept" for verdict in verdicts))
 
 

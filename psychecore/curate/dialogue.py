@@ -99,6 +99,8 @@ class _Case:
             "language": self.language,
             "topic": self.row.get("topic", ""),
         }
+        if self.row.get("cluster"):
+            dialogue["cluster"] = self.row["cluster"]
         return Outcome([dialogue], [])
 
 

@@ -124,6 +124,7 @@ class Questions:
                 base = {"id": f"{passage['id']}-q{number}", "passage_id": passage["id"]}
                 base |= {key: passage.get(key) or "" for key in ("area", "language", "source")}
                 base["source"] = base["source"] or passage["id"]
+                base |= {"passage_cluster": passage["cluster"]} if passage.get("cluster") else {}  # twins are relatives
                 try:
                     row = build(draft, base, finder, self.config)
                     if plain(row["question"]) in stems:
