@@ -215,5 +215,5 @@ class _Item:
         parts = {name: "\n".join(lines) for name, lines in self.parts.items()}
         stem, options, broken = split_options(f"{parts['stem']}\n{parts['options']}")
         kind = read_kind(parts["kind"]) or read_kind(flatten(stem)[:12] if stem[:1] in "(（[【" else "")
-        stem = re.sub(r"^[(（[【](?:单|多)项?选择?题?[)）\]】]\s*", "", stem)
+        stem = re.sub(r"^[(（[【](?:单|多)项?选择?题?[)）\]】]\s*(?:(?:题目|题干|问题)[:：]\s*)?", "", stem)
         return Draft(raw.strip(), stem, options, parts["key"], tidy(parts["span"]), kind, self.broken or broken)

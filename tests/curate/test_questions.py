@@ -60,6 +60,15 @@ def item(
     return f"Quote: When rewards stop altogether\nQuestion: {stem}\n{options}\nAnswer: {key}\n"
 
 
+def test_small_things_that_models_write_are_read() -> None:
+    [draft] = read_drafts("1．（单选）题目：哪一项停止？\nA. 行为\nB. 记忆\n答案：A")
+    assert draft.stem == "哪一项停止？"
+    objects = [{"text": "x1"}, {"text": "x2"}, {"text": "x3"}]
+    [draft] = read_drafts(json.dumps({"question": "Which?", "options": objects, "answer": ["x1", "x3"]}))
+    assert draft.options == {"A": "x1", "B": "x2", "C": "x3"}
+    assert read_key(draft.key, draft.options) == ("AC", "")
+
+
 @pytest.mark.parametrize("label", ["Answers:\n1. B\n2. C", "Answer:\n1) (B)\n2) C", "答案：\n1．B\n2．C"])
 def test_a_list_of_keys_at_the_end_is_not_the_key_of_the_last_question(label: str) -> None:
     one, two = (item(stem).rpartition("Answer:")[0] for stem in ("What ends?", "What goes on?"))
