@@ -94,8 +94,8 @@ _NAME = patterns(
 )
 _CONTACT = patterns(
     r"""
-    [\w.+-]+@[\w-]+(?:\.[\w-]+)+
-    (?:https?://|www\.)[^\s，。）)]+|\b[\w-]+\.(?:com|org|net|cn|io|co\.uk|info)\b(?:/[^\s，。）)]*)?
+    [A-Za-z0-9_.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]+)+
+    (?:https?://|www\.)[^\s，。）)]+|\b[\w-]{1,63}\.(?:com|org|net|cn|io|co\.uk|info)\b(?:/[^\s，。）)]*)?
     (?<![\w@])@[A-Za-z]\w{2,}
     (?:微信|wechat|WeChat|QQ|qq|[Vv][Xx]|[Vv]信|公众号|[Ss]kype|[Ww]hats[Aa]pp|\
     [Ii]nstagram|[Ff]acebook)(?:号|群|id|ID)?\s*[:：是 ]\s*[A-Za-z0-9_-]{4,}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -436,6 +437,13 @@ def test_words_that_only_look_like_additions_are_none(said: str) -> None:
 )
 def test_chinese_names_and_contacts_go(text: str, expected: str) -> None:
     assert without_private_data(text, "zh") == expected
+
+
+def test_names_and_contacts_are_looked_for_in_linear_time() -> None:
+    started = time.perf_counter()
+    assert private_data("北京市朝阳区的微信" * 10_000) == []  # minutes when it was quadratic
+    assert private_data("a-" * 40_000) == []
+    assert time.perf_counter() - started < 10
 
 
 @pytest.mark.parametrize(
