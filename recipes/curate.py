@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from typing import Any
 from cli import dump_config, load_config, main_guard
 from curate_models import Models
 from curate_options import STAGES, CurateRecipe
-from curate_rows import OnlyNew, Passages, counted, first, write_rows
+from curate_provenance import PROMPTED, benchmark_files, provenance, text_files
+from curate_rows import DistinctOptions, OnlyNew, Passages, counted, first, write_rows
 
-from psychecore.curate.assemble import MANIFEST_FILE, OUTPUTS, Provenance, Sources, assemble
+from psychecore.curate.assemble import MANIFEST_FILE, OUTPUTS, Sources, assemble
 from psychecore.curate.cache import Cache
 from psychecore.curate.clean import Clean
 from psychecore.curate.decontaminate import Benchmarks
@@ -34,16 +35,18 @@ from psychecore.curate.dialogue import Dialogue
 from psychecore.curate.divide import GRPO_FILE, MATRIX_FILE, REPORT_FILE, SFT_FILE, divide
 from psychecore.curate.divide import REJECTS_FILE as DIVIDE_REJECTS
 from psychecore.curate.holdout import draw_held_out, set_aside
+from psychecore.curate.progress import Progress
 from psychecore.curate.prompts import Prompts, load_prompts
 from psychecore.curate.quality import Quality
 from psychecore.curate.questions import Questions
 from psychecore.curate.rationale import Rationale
 from psychecore.curate.report import write_report
 from psychecore.curate.review import read_decisions, review_file, sample_rows
+from psychecore.curate.review_csv import read_csv, write_csv
 from psychecore.curate.review_page import write_page
 from psychecore.curate.select import SelectStage
-from psychecore.curate.sources import SUFFIXES, read_given, read_passages, read_posts
-from psychecore.curate.stage import Stage, StageCounts, run_stage, run_whole
+from psychecore.curate.sources import read_given, read_passages, read_posts
+from psychecore.curate.stage import Done, Stage, StageCounts, run_stage, run_whole
 from psychecore.data.records import Question, read_jsonl
 from psychecore.durable import replace_file
 
@@ -52,10 +55,12 @@ def main(config: CurateRecipe) -> None:
     """Run all stages, or the one that is named."""
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "config.toml", [dump_config(config)])
-    cache = Cache(folder / "cache.jsonl")
+    cache = Cache(folder / "cache.jsonl")  # first: it locks the folder, and a run that is in it keeps its config.toml
     try:
+        replace_file(folder / "config.toml", [dump_config(config)])
         curation = Curation(config, Models(config.models, cache))
+        if config.run.stage == "assemble":
+            curation.check(STAGES[: STAGES.index("assemble")])
         for name in STAGES if config.run.stage == "all" else [config.run.stage]:
             curation.run(name)
     finally:
@@ -68,10 +73,18 @@ class Curation:
     def __init__(self, config: CurateRecipe, models: Models):
         self.config, self.models, self.folder = config, models, config.run.folder
         self.used: dict[str, Prompts] = {}
+        self.checking = False
 
     def run(self, name: str) -> None:
         """Run one stage. Raises ValueError where a stage before it has not run."""
         getattr(self, f"_{name}")()
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise ValueError where one of these stages would have to run, since the manifest would say that it has."""
+        self.checking = True
+        for name in names:
+            self.run(name)
+        self.checking = False
 
     def _sources(self) -> None:
         config, options = self.config, self.config.sources
@@ -89,28 +102,27 @@ class Curation:
             counts = [write_rows(self.folder / f"{kind}.jsonl", found) for kind, found in rows.items()]
             return StageCounts(sum(counts), sum(counts))
 
-        files = [*options.posts, *([options.questions] if options.questions else [])]
-        if options.texts and options.texts.is_dir():
-            files += sorted(path for path in options.texts.rglob("*") if path.suffix in SUFFIXES)
-        elif options.texts:
-            files.append(options.texts)
+        files = [*filter(None, (*options.posts, options.questions)), *text_files(options.texts)]
         outputs = ["passages.jsonl", "posts.jsonl", "given.jsonl"]
         self._whole("sources", files, outputs, [asdict(config.passages), limits], write)
 
     def _clean(self) -> None:
-        for name, source in (("clean", "passages"), ("clean_posts", "posts")):
-            stage = Clean(self.config.clean)
+        for name, source in (("clean", "passages"), ("clean_posts", "posts"), ("clean_given", "given")):
+            ready, options = source == "given", self.config.clean
+            stage = Clean(replace(options, least=1) if ready else options)  # a question may be as short as it likes
             stage.name = name
-            self._rows(stage, source, asdict(self.config.clean), batch_size=512)
+            self._rows(DistinctOptions(stage) if ready else stage, source, asdict(stage.config), batch_size=512)
+        # Twin passages would be asked about twice; those that stay share a cluster, which links their questions.
+        self._deduped("dedupe_texts", "clean", [])
+        self._deduped("dedupe_posts", "clean_posts", self._benchmarks())
 
     def _questions(self) -> None:
         config, author, prompts = self.config.questions, self.models.author(), self._prompts("questions")
         settings = [asdict(config), author.identity, prompts.sha256]
-        self._rows(Questions(config, author, prompts), "clean", settings)
+        self._rows(Questions(config, author, prompts), "dedupe_texts", settings)
 
     def _dedupe(self) -> None:
-        config = self.config
-        questions, given = self._needed("questions"), self._needed("given")
+        questions, given = self._needed("questions"), self._needed("clean_given")
 
         def pool() -> StageCounts:
             rows = (row for path in (questions, given) for _, row in read_jsonl(path))
@@ -118,18 +130,26 @@ class Curation:
             return StageCounts(count, count)
 
         self._whole("pool", [questions, given], ["pool.jsonl"], None, pool)
-        benchmarks = [Path(path) for path in config.decontaminate.benchmarks]
-        files = [file for path in benchmarks for file in (sorted(path.rglob("*.json*")) if path.is_dir() else [path])]
-        outputs = ["dedupe.jsonl", "dedupe.rejects.jsonl"]
-        settings = [asdict(config.dedupe), asdict(config.decontaminate)]
+        self._deduped("dedupe", "pool", self._benchmarks(), self.config.dedupe.best)
+
+    def _deduped(self, name: str, source: str, benchmarks: list[Path], best: str = "") -> None:
+        """Near-duplicates of a stage's rows go, and what stands in the benchmarks."""
+        path, clean = self._needed(source), self.config.decontaminate
+        config = replace(self.config.dedupe, best=best)  # a passage has not what the best question is told by
 
         def work() -> StageCounts:
-            held = Benchmarks(config.decontaminate) if benchmarks else None
-            reasons = dict(dedupe(self._needed("pool"), self.folder, config.dedupe, held))
-            kept = reasons.pop("kept", 0)
-            return StageCounts(kept + sum(reasons.values()), kept, dict(sorted(reasons.items())))
+            shingles = config.zh_chars, config.en_words  # the rows' own, or nothing would be found
+            held = Benchmarks(clean, *shingles) if benchmarks else None
+            with Progress(name, sum(1 for _ in read_jsonl(path))) as bar:
+                found = dedupe(path, self.folder, config, held, lambda count: bar.update(count - bar.done), name)
+            kept = found.pop("kept", 0)
+            return StageCounts(kept + sum(found.values()), kept, dict(sorted(found.items())))
 
-        self._whole("dedupe", [self._needed("pool"), *files], outputs, settings, work)
+        settings = [asdict(config), *([asdict(clean)] if benchmarks else [])]
+        self._whole(name, [path, *benchmarks], [f"{name}.jsonl", f"{name}.rejects.jsonl"], settings, work)
+
+    def _benchmarks(self) -> list[Path]:
+        return [file for path in self.config.decontaminate.benchmarks for file in benchmark_files(Path(path))]
 
     def _quality(self) -> None:
         config, judges, prompts = self.config, self.models.judges(), self._prompts("quality")
@@ -146,28 +166,32 @@ class Curation:
         files = [Path(path) for path in config.sources.decisions]
 
         def work() -> StageCounts:
-            decisions = [decision for path in files for decision in read_decisions(path)]
+            decisions = []
+            for path in files:
+                questions = (row for _, row in read_jsonl(source))
+                decisions += read_csv(path, questions) if path.suffix == ".csv" else read_decisions(path)
             merged = review_file(source, decisions, self.folder, config.review)
             for note in merged.notes:
                 print(f"  {note}")
             with Passages(self._needed("clean")) as passages:
                 rows = sample_rows((row for _, row in read_jsonl(source)), config.review)
                 write_page(self.folder / "review.html", rows, passages, decisions)
+                write_csv(self.folder / "review.csv", rows, passages, decisions)
             return counted(merged.outcomes)
 
-        outputs = ["review.jsonl", "review.rejects.jsonl", "review.html"]
+        outputs = ["review.jsonl", "review.rejects.jsonl", "review.html", "review.csv"]
         self._whole("review", [source, *files], outputs, asdict(config.review), work)
         self._hold_out()
 
     def _hold_out(self) -> None:
-        config, source = self.config.hold_out, self._needed("review")
+        config, source, by_source = self.config.hold_out, self._needed("review"), self.config.split_by_source
 
         def work() -> StageCounts:
-            held = draw_held_out((row for _, row in read_jsonl(source)), config)
+            held = draw_held_out((row for _, row in read_jsonl(source)), config, by_source)
             return set_aside(source, held, self.folder / "rest.jsonl", self.folder / "held_out.jsonl")
 
         files = [source, *([config.file] if config.file else [])]
-        self._whole("hold_out", files, ["rest.jsonl", "held_out.jsonl"], asdict(config), work)
+        self._whole("hold_out", files, ["rest.jsonl", "held_out.jsonl"], [asdict(config), by_source], work)
 
     def _rationale(self) -> None:
         config, author, prompts = self.config.rationale, self.models.author(), self._prompts("rationale")
@@ -179,7 +203,7 @@ class Curation:
         asked = [self.config.models.author, *(self.models.options.judges[:1] if self._judges_dialogues else ())]
         author, *judges = self.models.get(asked, "author")
         settings = [asdict(config), author.identity, [judge.identity for judge in judges], prompts.sha256]
-        self._rows(Dialogue(config, author, prompts, *judges), "clean_posts", settings)
+        self._rows(Dialogue(config, author, prompts, *judges), "dedupe_posts", settings)
 
     def _select(self) -> None:
         config, specs = self.config, self.config.models.selectors
@@ -192,10 +216,9 @@ class Curation:
             self._rows(SelectStage([selector], config.select, held, name), source, settings)
             source = name
         outputs = [SFT_FILE, GRPO_FILE, DIVIDE_REJECTS, MATRIX_FILE, REPORT_FILE]
-        answered = self._needed("select")
-        self._whole(
-            "divide", [answered], outputs, asdict(config.divide), lambda: divide(answered, self.folder, config.divide)
-        )
+        answered, options = self._needed("select"), (config.divide, config.split_by_source)
+        settings = [asdict(config.divide), config.split_by_source]
+        self._whole("divide", [answered], outputs, settings, lambda: divide(answered, self.folder, *options))
 
     def _assemble(self) -> None:
         sources = Sources(
@@ -204,12 +227,13 @@ class Curation:
             dialogues=self._needed("dialogue"),
             heldout=self._needed("held_out"),
         )
-        provenance = self._provenance()
+        config, prompts = self.config, [self._prompts(name) for name in PROMPTED]
+        made_from = provenance(config, self.models, prompts)
         outputs = [*OUTPUTS.values(), "assemble.rejects.jsonl", MANIFEST_FILE]
-        seed = self.config.assemble_seed
-        settings = [seed, asdict(provenance)]
-        files = list(sources.files().values())
-        self._whole("assemble", files, outputs, settings, lambda: assemble(sources, self.folder, seed, provenance))
+        options = config.assemble_seed, made_from, config.split_by_source
+        files = [*sources.files().values(), *made_from.inputs.values()]
+        settings = [options[0], asdict(made_from), options[2]]
+        self._whole("assemble", files, outputs, settings, lambda: assemble(sources, self.folder, *options))
 
     def _report(self) -> None:
         write_report(self.folder, self.folder / "report.html")
@@ -218,40 +242,6 @@ class Curation:
     @property
     def _judges_dialogues(self) -> bool:
         return self.config.sources.judge_dialogues and bool(self.models.options.judges)
-
-    def _provenance(self) -> Provenance:
-        """What went in, of what, by whom; without paths and times, so that the same run gives the same bytes."""
-        order = ("clean", "clean_posts", "questions", "pool", "dedupe", "quality", "review", "hold_out", "rationale",
-                 "dialogue", "select", "divide")  # fmt: skip
-        stages = []
-        for name in order:
-            done = self.folder / f"{name}.done.json"
-            if done.exists():
-                stages.append({"name": name, **json.loads(done.read_text(encoding="utf-8"))["counts"]})
-        config, options = self.config, self.config.sources
-        inputs: dict[str, Path | None] = {f"posts {number}": path for number, path in enumerate(options.posts)}
-        inputs |= {"questions": options.questions}
-        inputs |= {
-            f"benchmark {n}": Path(p) for n, p in enumerate(config.decontaminate.benchmarks) if Path(p).is_file()
-        }
-        inputs |= {"texts": options.texts if options.texts and options.texts.is_file() else None}
-        inputs |= {"passages as read": self.folder / "passages.jsonl"}
-        names = ("questions", "quality", "rationale", "dialogue")
-        versions = {f"{name}.toml": self._prompts(name).version for name in names}
-        seeds = {
-            name: getattr(config, name).seed for name in (*names, "dedupe", "review", "hold_out", "select", "divide")
-        }
-        settings = asdict(config)
-        for hidden in ("run", "models", "sources"):  # paths, and what tells nothing of the result
-            settings.pop(hidden)
-        return Provenance(
-            stages=stages,
-            inputs={role: path for role, path in inputs.items() if path},
-            models=self.models.described(),
-            prompts=versions,
-            seeds=seeds,
-            config=json.loads(json.dumps(settings, default=str)),
-        )
 
     def _rows(
         self,
@@ -263,12 +253,18 @@ class Curation:
     ) -> None:
         started, size = time.perf_counter(), batch_size or self.config.run.batch_size
         path = self._needed(source)
+        if self.checking:
+            Done(self.folder, stage.name, [path], settings, []).check()
+            return
         self._tell(stage.name, run_stage(stage, path, self.folder, size, settings, check), started)
 
     def _whole(
         self, name: str, files: Sequence[Path], outputs: Sequence[str], settings: Any, work: Callable[[], StageCounts]
     ) -> None:
         started = time.perf_counter()
+        if self.checking:
+            Done(self.folder, name, files, settings, outputs).check()
+            return
         self._tell(name, run_whole(name, files, self.folder, outputs, settings, work), started)
 
     def _tell(self, name: str, counts: StageCounts, started: float) -> None:

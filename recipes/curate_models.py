@@ -44,6 +44,7 @@ class Models:
     def __init__(self, options: ModelsOptions, cache: Cache):
         self.options, self.cache = options, cache
         self._made: dict[str, LocalGenerator | EndpointGenerator] = {}
+        check_keys(options.keys, (options.author, *options.judges, *options.selectors))
         by_name: dict[str, str] = {}
         for spec in dict.fromkeys((options.author, *options.judges, *options.selectors)):
             if spec:
@@ -79,17 +80,34 @@ class Models:
         }
 
 
+def check_keys(keys: Sequence[str], specs: Sequence[str]) -> None:
+    """Raises ValueError for a key that is not HOST=VARIABLE, or whose host no model is asked at."""
+    hosts = {urlsplit(split_spec(spec)[1]).netloc for spec in specs}
+    hosts |= {host.partition(":")[0] for host in hosts}
+    for key in keys:
+        host, equals, variable = key.partition("=")
+        if not (host and equals and variable):
+            raise ValueError(f"models.keys has {key!r}, but each must be HOST=VARIABLE, such as host:8000=SOME_KEY")
+        if host not in hosts:
+            known = ", ".join(sorted(filter(None, hosts))) or "none, all models are local"
+            raise ValueError(f"models.keys has {key!r}, but no model is asked at {host!r}; the hosts are: {known}")
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """The name, "" where none is given, and the source of a model; a folder or an address may hold a "=" of its own."""
+    name, equals, source = spec.partition("=")
+    return (name, source) if equals and "/" not in name else ("", spec)
+
+
 def make_generator(spec: str, options: Any) -> LocalGenerator | EndpointGenerator:
     """The model of a spec (FORM); `options` has the settings of ModelsOptions from `keys` on.
 
     Raises FileNotFoundError or ValueError where there is no such model.
     """
-    name, equals, source = spec.partition("=")
-    if not equals or "/" in name:  # a folder or an address may hold a "=" of its own
-        name, source = "", spec
+    name, source = split_spec(spec)
     if source.startswith(("http://", "https://")):
         url, _, model = source.partition("#")
-        keys = dict(key.split("=", 1) for key in options.keys if "=" in key)
+        keys = dict(key.split("=", 1) for key in options.keys)
         host = urlsplit(url).netloc
         endpoint = EndpointConfig(
             url=url,

@@ -65,7 +65,7 @@ class SourceOptions:
     question_limit: int = option(0, "only the first so many ready questions; 0: all")
     trust_questions: bool = option(False, "ready questions are not shown to the judges")
     judge_dialogues: bool = option(False, "the first judge also compares reply and rewrite")
-    decisions: tuple[str, ...] = option((), "files of review decisions, JSONL; the later wins")
+    decisions: tuple[str, ...] = option((), "review decisions, .jsonl of the page or .csv; the later wins")
 
     def __post_init__(self) -> None:
         if not (self.texts or self.posts or self.questions):
@@ -93,4 +93,5 @@ class CurateRecipe:
     dialogue: DialogueConfig = field(default_factory=DialogueConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     divide: DivideConfig = field(default_factory=DivideConfig)
+    split_by_source: bool = option(False, "rows of one source, such as a book, stay in one of sft, grpo and heldout")
     assemble_seed: int = option(42, "orders the rows of the training files")

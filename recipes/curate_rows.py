@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from psychecore.curate.line_index import LineIndex
-from psychecore.curate.stage import Outcome, Stage, StageCounts
+from psychecore.curate.stage import Outcome, Rejection, Stage, StageCounts
 from psychecore.data.records import read_jsonl
 from psychecore.durable import replace_file
 
@@ -24,6 +24,25 @@ class OnlyNew:
         """One Outcome a row; those that are given are kept as they are."""
         judged = iter(self.stage.batch([row for row in rows if not row.get("given")]))
         return [Outcome([row], []) if row.get("given") else next(judged) for row in rows]
+
+
+class DistinctOptions:
+    """The stage clean over questions: those in which it made two options the same are rejected."""
+
+    def __init__(self, stage: Stage):
+        self.stage, self.name = stage, stage.name
+
+    def batch(self, rows: Sequence[dict[str, Any]]) -> list[Outcome]:
+        """One Outcome a row."""
+        return [_distinct(outcome) for outcome in self.stage.batch(rows)]
+
+
+def _distinct(outcome: Outcome) -> Outcome:
+    for row in outcome.kept:
+        texts = list(row["options"].values())
+        if len(set(texts)) < len(texts):
+            return Outcome([], [Rejection(row, "duplicate_options", f"cleaned, they are {texts!r:.120}")])
+    return outcome
 
 
 class Passages(Mapping[str, str]):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import dump_config, load_config, main_guard
-from curate_models import make_generator
+from curate_models import check_keys, make_generator
 from evaluate_options import EvaluateRecipe
 from evaluate_table import show
 
@@ -88,6 +88,7 @@ class Evaluation:
 
     def __init__(self, config: EvaluateRecipe, cache: Cache):
         self.config, self.cache, self.folder = config, cache, config.run.folder
+        check_keys(config.model.keys, (config.model.path, config.judge.path))
         self.generator = make_generator(config.model.path, config.model)
         if config.answers.mode == "likelihood" and not isinstance(self.generator, LocalGenerator):
             raise ValueError("answers.mode likelihood needs the weights: give a folder or a hub id as model.path")

@@ -26,6 +26,7 @@ ALLOWED: dict[str, list[str]] = {
     "curate": ["data", "text", "durable", "page", "untrusted"],
     "curate.generator": ["data", "text", "durable", "model", "rollout", "untrusted"],
     # an answer is read as the reward reads it
+    "curate.conclusion": ["data", "reward.answer"],
     "curate.rationale": ["data", "text", "durable", "reward.answer", "untrusted"],
     "curate.select": ["data", "text", "durable", "reward.answer", "untrusted"],  # and so is who is right
     # models are asked, remembered and judged as in curate, and benchmarks are read with its characters

@@ -15,7 +15,8 @@ DISORDERS = {
     name: patterns(lines)
     for name, lines in {
         "depression": r"\bdepression\b|\bdepressive\b|"
-        r"\bclinically depressed\b|抑郁症|抑郁障碍|重度抑郁|中度抑郁|轻度抑郁",
+        r"\bclinically depressed\b|\byou(?:'re| are) (?:probably |likely |just )?depressed\b|"
+        r"抑郁症|抑郁障碍|重度抑郁|中度抑郁|轻度抑郁",
         "anxiety disorder": r"\banxiety disorder|\bgad\b|焦虑症|焦虑障碍",
         "panic disorder": r"\bpanic disorder|惊恐障碍|惊恐症",
         "phobia": r"\bphobi\w+|\bsocial anxiety\b|恐惧症|恐怖症|社恐",
@@ -24,7 +25,7 @@ DISORDERS = {
         "bipolar disorder": r"\bbipolar|\bmanic\b|\bmania\b|双相|躁郁|躁狂",
         "personality disorder": r"\bborderline\b|\bpersonality disorder|\bnarcissis\w+|人格障碍",
         "psychosis": r"\bpsychosis|\bpsychotic|\bschizo\w+|精神分裂|精神病",
-        "ADHD": r"\badhd\b|\battention[- ]deficit|多动症|注意缺陷",
+        "ADHD": r"\badhd\b|\b(?:(?:symptoms?|signs?) of|you have) add\b|\battention[- ]deficit|多动症|注意缺陷",
         "autism": r"\bautis\w+|\basperger|自闭症|孤独症",
         "eating disorder": r"\banorexi\w+|\bbulimi\w+|\b(?:binge[- ])?eating disorder|厌食症|贪食症|暴食症|进食障碍",
         "addiction": r"\baddict(?:ion|ed)?\b|\balcoholi\w+|成瘾|酒精依赖|上瘾",
@@ -32,7 +33,8 @@ DISORDERS = {
         "dementia": r"\bdementia|\balzheimer|痴呆|阿尔茨海默",
         "dysmorphia": r"\bdysmorphi\w+|\bhypochondri\w+|\bdissociat\w+|疑病|躯体变形|解离",
         "mental illness": r"\bmental(?:ly)? (?:ill|illness|"
-        r"disorder)\b|\bdisorder\b|心理疾病|精神疾病|心理障碍|精神障碍",
+        r"disorder)\b|\bdisorder\b|\bburn-?out syndrome|\bneurasthenia|"
+        r"神经衰弱|神经症|心理疾病|精神疾病|心理障碍|精神障碍",
     }.items()
 }
 _NAMES = "|".join(pattern.pattern for pattern in DISORDERS.values())
@@ -50,7 +52,7 @@ _TOLD = patterns(
 MEDICINES = {
     name: patterns(lines)
     for name, lines in {
-        "medicine": r"\bmedicat\w+|\bmedicines?\b|\bmeds\b|\bpills?\b|\btablets?\b|\bprescri\w+|药(?!店)",
+        "medicine": r"\bmedicat\w+|\bmedicines?\b|\bmeds\b|\bpills?\b|\btablets?\b|\bprescri\w+|药(?!店)|服用",
         "antidepressant": r"\banti-?depressants?\b|\bss?nris?\b|\bssris?\b|抗抑郁",
         "sedative": r"\bsleeping (?:pill|tablet)s?|\bbenzo\w+|"
         r"\bsedativ\w+|\btranquil+i[sz]\w+|安眠药|镇静剂|安定片|抗焦虑药",
@@ -61,7 +63,7 @@ MEDICINES = {
         r"concerta|buspirone|propranolol|hydroxyzine|ketamine|psilocybin|diazepam|valium|alprazolam|xanax|lorazepam|"
         r"ativan|clonazepam|klonopin|zolpidem|ambien|zopiclone|naltrexone|disulfiram)\b|舍曲林|氟西汀|百忧解|帕罗西汀|"
         r"西酞普兰|文拉法辛|度洛西汀|米氮平|曲唑酮|喹硫平|奥氮平|利培酮|"
-        r"阿普唑仑|劳拉西泮|氯硝西泮|艾司唑仑|唑吡坦|碳酸锂|黛力新",
+        r"阿普唑仑|劳拉西泮|氯硝西泮|艾司唑仑|唑吡坦|佐匹克隆|扎来普隆|碳酸锂|黛力新",
         "supplement": r"\bmelatonin|\bvalerian|\bst\.? john'?s wort|\bashwagandha|\bcbd\b|\bcannabis|\bmarijuana|"
         r"\bsupplements?\b|\bvitamins?\b|\bmagnesium|\bherbal|褪黑素|保健品|维生素|安神",
         "dose": r"\b\d+ ?(?:mg|ml|milligrams?|micrograms?)\b|\d+ ?毫克",
@@ -75,7 +77,8 @@ PROMISES = {
         "certainty": r"\b(?:will|'ll|going to) (?:definitely|certainly|surely|absolutely|undoubtedly|always|never)\b|"
         r"\b(?:definitely|certainly|surely|absolutely) (?:will|"
         r"going to)\b|\bwithout (?:a |any )?doubt|\bfor (?:sure|certain)\b|"
-        r"\b100 ?(?:%|percent)|一定会|一定能|肯定会|肯定能|绝对|百分之百|必定|必然会",
+        r"\b(?:is|are|'s) (?:certain|sure|bound) to\b|\bnever fails?\b|\b100 ?(?:%|percent)|(?<![不何未务])必[好定]|"
+        r"一定会|一定能|肯定会|肯定能|绝对|百分之百|必然会",
         "cure": r"\bcur(?:e|ed|es|ing)\b|\b(?:full|complete)(?:ly)? (?:recover\w*|"
         r"heal\w*)|治愈|根治|痊愈|治好|彻底(?:好|解决|摆脱|走出)",
         "good end": r"\b(?:everything|it|things|all|this|you)(?:'ll|"
@@ -83,7 +86,7 @@ PROMISES = {
         r"(?: all| soon)? (?:be|turn out|work out|get|feel)(?: just| absolutely| perfectly| much)?"
         r" (?:fine|ok(?:ay)?|all right|alright|well|better|great|"
         r"easier)\b|\byou(?:'ll| will) (?:get over|overcome|recover|beat)|"
-        r"\bwill (?:soon )?pass\b|都会好|会没事|不会有事|"
+        r"\bwill (?:soon )?pass\b|\byou(?:'ll| will) (?:soon )?be over (?:this|it)\b|都会好|会没事|不会有事|"
         r"很快(?:就)?(?:会)?好|会好起来|都会过去|会过去的|你会战胜|你能战胜",
         "always there": r"\bi(?:'ll| will|'m| am) always (?:be )?(?:here|there)|我会一直(?:陪|在)|我会永远|随时都在",
         "no worry": r"\b(?:nothing|no need) to worry|\bdon't worry\b|不用担心|别担心|不必担心",

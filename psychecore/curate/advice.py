@@ -41,8 +41,9 @@ _ADVICE = patterns(
 )
 _NOT_TO = patterns(
     r"""
-    (?:\bnot|n't|\bnever|\bavoid|\bwithout|\bstop|\binstead of|\brather than|\bleave out|\bskip)\b\
-    (?P<en>(?: [\w'-]+){1,4})
+    (?:\bnot|n't|\bnever|\bavoid|\bwithout|\bstop|\binstead of|\brather than|\bleave out|\bskip\
+    |\bno (?:use|point|sense|need)(?: in)?|\b(?:wrong|useless|pointless|a bad idea) to)\b\
+    (?P<en>(?: [\w'-]+){1,6})
     (?:不要|别|避免|不能|不必|不用|不宜|不)(?P<zh>[\u3400-\u9fff]{1,6})
     """
 )

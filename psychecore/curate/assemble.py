@@ -53,25 +53,28 @@ class Provenance:
     """What the manifest says beside what assemble sees itself.
 
     stages: counts of each stage, in the order of running. inputs: all other files that went in (texts, posts, prompts,
-    benchmarks), by role. models: Generator names by role. prompts: versions by file name. seeds, config: as resolved.
+    benchmarks), by role. models: Generator names by role. prompts: version and hash by file name. seeds, config: as
+    resolved.
     """
 
     stages: Sequence[Mapping[str, Any]] = ()
     inputs: Mapping[str, Path] = field(default_factory=dict)
     models: Mapping[str, Any] = field(default_factory=dict)
-    prompts: Mapping[str, int] = field(default_factory=dict)
+    prompts: Mapping[str, Any] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def assemble(sources: Sources, folder: Path, seed: int = 42, provenance: Provenance | None = None) -> StageCounts:
+def assemble(
+    sources: Sources, folder: Path, seed: int = 42, provenance: Provenance | None = None, by_source: bool = False
+) -> StageCounts:
     """Write the three splits, assemble.rejects.jsonl and manifest.json into `folder`; kept counts the three together.
 
     The manifest is written last, so a folder with one is complete. Raises ValueError for a file that is no JSONL.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    entries, rejects = _read(sources)
+    entries, rejects = _read(sources, by_source)
     kept = _place(entries, rejects)
     with ExitStack() as stack:
         rows = {role: stack.enter_context(LineIndex(path)) for role, path in sources.files().items()}
@@ -103,11 +106,11 @@ class _Reject(NamedTuple):
     detail: str
 
 
-def _read(sources: Sources) -> tuple[list[_Entry], list[_Reject]]:
+def _read(sources: Sources, by_source: bool) -> tuple[list[_Entry], list[_Reject]]:
     """The valid rows, each with its family, and the others."""
     entries: list[_Entry] = []
     rejects: list[_Reject] = []
-    families, first = Families(), dict[str, str]()
+    families, first = Families(by_source=by_source), dict[str, str]()
     for role, path in sources.files().items():
         for number, row in read_jsonl(path):
             if objection := _objection(role, row):

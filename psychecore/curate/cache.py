@@ -77,7 +77,13 @@ class Cache:
                 break
             try:
                 row = json.loads(line)
-                key, left = bytes.fromhex(row["key"]), row["left"]
+                key, left, text, logprob = bytes.fromhex(row["key"]), row["left"], row["text"], row["logprob"]
+                if (
+                    type(left) is not int
+                    or not isinstance(text, str)
+                    or not isinstance(logprob, (int, float, type(None)))
+                ):
+                    raise TypeError(f"left {left!r:.20}, text {text!r:.40}, logprob {logprob!r:.20}")
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{self.path} line {number}: no reply ({type(error).__name__}: {error}); the cache is damaged: "

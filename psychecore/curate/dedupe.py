@@ -2,7 +2,8 @@
 
 Two rows are near-duplicates where their similarity (shingles.similarity, a Jaccard coefficient) is at least
 `threshold`. MinHash signatures (datasketch) only propose pairs: each pair is checked on the shingles themselves, so no
-row is dropped below the threshold, and of the pairs above it at most 1 - `recall` are missed.
+row is dropped below the threshold, and of the pairs above it at most 1 - `recall` are missed. A question whose stem
+negates more often or less often than its near-duplicate asks for something else: it shares the cluster, and stays.
 
     signature   128 minima per row; two rows agree in each one with probability J
     bands       rows per band r and bands b, so that J = threshold meets in some band with 1 - (1 - J^r)^b >= recall
@@ -51,8 +52,9 @@ class DedupeConfig:
     """What counts as a duplicate, and which of several stays.
 
     `threshold` is the similarity from which rows are duplicates, `recall` the least chance to find a pair just at it,
-    `permutations` the length of a signature. `best` is a key such as "quality.score": of duplicates the row with the
-    highest value stays; without it, and among equals, the first. `zh_chars` and `en_words` are the shingle lengths.
+    `permutations` the length of a signature. `best` is a numeric key that the rows bring along, such as "notes.rating":
+    of duplicates the row with the highest value stays; without it, and among equals, the first. `zh_chars` and
+    `en_words` are the shingle lengths.
     """
 
     threshold: float = 0.8
@@ -88,17 +90,18 @@ def dedupe(
     config: DedupeConfig | None = None,
     benchmarks: Benchmarks | None = None,
     progress: Callable[[int], None] = lambda count: None,
+    name: str = "dedupe",
 ) -> dict[str, int]:
-    """Write folder/dedupe.jsonl (rows with "cluster") and folder/dedupe.rejects.jsonl (with "reason" and "detail").
+    """Write folder/NAME.jsonl (rows with "cluster") and folder/NAME.rejects.jsonl (with "reason" and "detail").
 
-    The source is read three times and never held. Both files are replaced whole, dedupe.jsonl last: a killed run is
+    The source is read three times and never held. Both files are replaced whole, NAME.jsonl last: a killed run is
     started again. `progress` is called with the number of rows read so far. Returns the number of rows by reason, those
     that stay under "kept". Raises ValueError with file and line for a row without id or text, or an id seen twice.
     """
     verdicts = judge((row for row in _checked_rows(source, progress)), config or DedupeConfig(), benchmarks)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "dedupe.rejects.jsonl", _lines(source, verdicts, kept=False))
-    replace_file(folder / "dedupe.jsonl", _lines(source, verdicts, kept=True))
+    replace_file(folder / f"{name}.rejects.jsonl", _lines(source, verdicts, kept=False))
+    replace_file(folder / f"{name}.jsonl", _lines(source, verdicts, kept=True))
     return dict(Counter(verdict.reason or "kept" for verdict in verdicts))
 
 
@@ -106,13 +109,16 @@ def judge(rows: Iterable[dict[str, Any]], config: DedupeConfig, benchmarks: Benc
     """One verdict a row, in order. Rows that a benchmark holds go first and take no part in the clusters.
 
     Reasons: those of decontaminate.Benchmarks; "exact_duplicate", equal after normalisation; "near_duplicate". The
-    detail names the row that stays. Raises ValueError where `config.best` is given and no row has it.
+    detail names the row that stays, and says where it has another answer. Raises ValueError where `config.best` is
+    given and no row has it.
     """
     index = _Index(config)
     ids: list[str] = []
     found: dict[int, tuple[str, str]] = {}
+    keys: list[int] = []
     for number, row in enumerate(rows):
         ids.append(row["id"])
+        keys.append(hash(tuple(sorted(str((row.get("options") or {}).get(x)) for x in row.get("answer") or ""))))
         shingles = shingle(row_parts(row), config.zh_chars, config.en_words)
         match = benchmarks.find(shingles) if benchmarks else None
         if match:
@@ -126,7 +132,8 @@ def judge(rows: Iterable[dict[str, Any]], config: DedupeConfig, benchmarks: Benc
         first = ids[min(cluster)]
         for number in cluster:
             reason, kept, value = dropped.get(number, ("", -1, 0.0))
-            detail = f"{value:.3f} like {ids[kept]}" if reason else ""
+            other = ", which has another answer" if keys[number] != keys[kept] else ""
+            detail = f"{value:.3f} like {ids[kept]}{other}" if reason else ""
             verdicts[number] = Verdict(first, reason, detail)
     return verdicts
 
@@ -145,6 +152,7 @@ class _Index:
         self._file = tempfile.TemporaryFile(prefix="psychecore-dedupe-")  # noqa: SIM115 - lives as long as the index
         self._ends: list[tuple[int, int]] = []  # slot: where its body and its context end in the file
         self._written = 0
+        self._negations: list[int] = []  # by slot
 
     def __len__(self) -> int:
         return len(self._members)
@@ -165,6 +173,7 @@ class _Index:
         self._written = middle + len(shingles.context)
         self._file.write(shingles.body.tobytes() + shingles.context.tobytes())
         self._ends.append((middle, self._written))
+        self._negations.append(shingles.negations)
 
     def clusters(self) -> Iterator[tuple[list[int], dict[int, tuple[str, int, float]]]]:
         """Of each cluster of two or more rows their numbers, and for those dropped (reason, row kept, similarity)."""
@@ -212,6 +221,7 @@ class _Index:
         kept: list[int] = []
         for slot in sorted(cluster, key=lambda slot: self._preference(chosen[slot])):
             likely = _estimates(signatures_NP[kept], signatures_NP[slot]) >= self._least_estimate()
+            likely &= np.array([self._negations[other] == self._negations[slot] for other in kept], bool)
             nearest = max(((self._similarity(slot, kept[at]), -at) for at in np.flatnonzero(likely)), default=(0.0, 0))
             if nearest[0] >= self.config.threshold:
                 dropped[chosen[slot]] = ("near_duplicate", chosen[kept[-nearest[1]]], nearest[0])

@@ -20,7 +20,8 @@ from psychecore.curate.empathy import added_understanding
 from psychecore.curate.generator import Generator, Request
 from psychecore.curate.privacy import private_data, without_private_data
 from psychecore.curate.prompts import Prompts
-from psychecore.curate.risk import find_risk, plays_down, reply_fault
+from psychecore.curate.risk import find_risk
+from psychecore.curate.risk_reply import plays_down, reply_fault
 from psychecore.curate.stage import Outcome, Rejection
 from psychecore.curate.wording import language_of, length, plain
 from psychecore.data.records import LANGUAGES
@@ -98,6 +99,8 @@ class _Case:
             "language": self.language,
             "topic": self.row.get("topic", ""),
         }
+        if self.row.get("cluster"):
+            dialogue["cluster"] = self.row["cluster"]
         return Outcome([dialogue], [])
 
 

@@ -69,7 +69,7 @@ class DivideConfig:
                 raise ValueError(f"{side}_limit {limit} must be 0, or at least {side}_minimum {minimum}, which is >= 0")
 
 
-def divide(source: Path, folder: Path, config: DivideConfig) -> StageCounts:
+def divide(source: Path, folder: Path, config: DivideConfig, by_source: bool = False) -> StageCounts:
     """Divide the rows of SelectStage into five files in `folder`; kept counts both sets together.
 
     questions_sft.jsonl and questions_grpo.jsonl hold the rows as they came; divide.rejects.jsonl holds the others with
@@ -77,7 +77,7 @@ def divide(source: Path, folder: Path, config: DivideConfig) -> StageCounts:
     where it went; selection.json counts, difficulty by area, agreement. Raises ValueError where the answers are not of
     the same selectors on every row, can never meet the threshold, or leave a set below its minimum.
     """
-    votes, tally = _read_votes(source, config)
+    votes, tally = _read_votes(source, config, by_source)
     sides = _sides(votes, config)
     moved = _fill_up(votes, sides, config)
     fates = _fates(votes, sides, moved, config)
@@ -114,8 +114,8 @@ class _Fate(NamedTuple):
     detail: str = ""
 
 
-def _read_votes(source: Path, config: DivideConfig) -> tuple[list[_Vote], Tally]:
-    families, tally, votes, seen = Families(), None, [], set()
+def _read_votes(source: Path, config: DivideConfig, by_source: bool) -> tuple[list[_Vote], Tally]:
+    families, tally, votes, seen = Families(by_source=by_source), None, [], set()
     for number, row in read_jsonl(source):
         place = f"{source} line {number}"
         answers = _answers(row, place)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from psychecore.curate.labelled import Draft, read_labelled
-from psychecore.curate.options import MARKER, read_kind, split_options, tidy
+from psychecore.curate.options import MARKER, plain, read_kind, split_options, tidy
 from psychecore.curate.replies import Found, Object, flatten, read_objects, without_thinking
 from psychecore.data.records import LETTERS
 
@@ -46,12 +46,12 @@ def _from_object(found: Found) -> Draft:
     value = found.value
     draft = Draft(found.raw, stem=_text(_pick(value, _STEM_KEYS)), span=_text(_pick(value, _SPAN_KEYS)))
     draft.kind = read_kind(_text(_pick(value, _KIND_KEYS)))
-    key = _pick(value, _KEY_KEYS)
-    draft.key = "; ".join(_text(part) for part in key) if isinstance(key, list) else _text(key)
     options = _pick(value, _OPTION_KEYS)
     if options is None:
         options = {letter: value[letter] for letter in LETTERS if letter in value}
     draft.options, draft.broken = _options_from(options)
+    key = _pick(value, _KEY_KEYS)
+    draft.key = "; ".join(_letter(part, draft.options) for part in key) if isinstance(key, list) else _text(key)
     if value.repeated:
         draft.broken = f"the object names {min(value.repeated)!r} twice, differently"
     if not found.whole:
@@ -87,9 +87,16 @@ def _labelled(option: Any) -> str:
         return _text(option)
     letter = next((option[key] for key in ("label", "letter", "key", "id", "option") if key in option), "")
     text = next((option[key] for key in ("text", "content", "value", "内容") if key in option), "")
-    if not letter and len(option) == 1:
+    if not letter and not text and len(option) == 1:
         letter, text = next(iter(option.items()))
     return f"{_text(letter)}. {_text(text)}" if letter else _text(text)
+
+
+def _letter(part: Any, options: dict[str, str]) -> str:
+    """One of several answers; an option's whole text as its letter."""
+    text = _text(part)
+    named = [letter for letter, option in options.items() if plain(option) == plain(text)]
+    return named[0] if len(named) == 1 else text
 
 
 def _text(value: Any) -> str:

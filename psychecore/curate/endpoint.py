@@ -29,8 +29,8 @@ from psychecore.curate.generator import Arrived, Reply, Request, collect
 HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]
 PASSING = {408, 409, 425, 429}  # and 5xx: worth another try
 FIRST_DELAY, LONGEST_DELAY, LONGEST_RETRY_AFTER = 0.5, 30.0, 600.0  # seconds
-TOO_LONG = re.compile(
-    r"context|too long|too large|max_model_len|maximum.{0,20}length|content.?(filter|management)", re.I
+TOO_LONG = re.compile(  # of this request alone; what is wrong with the configuration must end the run
+    r"context.{0,10}(length|window|size)|(prompt|input).{0,20}too long|max_model_len|content_filter", re.I
 )
 
 
@@ -158,15 +158,24 @@ class EndpointGenerator:
     def _reply(self, answer: Any) -> Reply:
         try:
             choice = answer.choices[0]
-            text, logprobs = choice.message.content or "", getattr(choice, "logprobs", None)
+            text, logprobs = _text(choice.message.content), getattr(choice, "logprobs", None)
             logprob = sum(token.logprob for token in logprobs.content) if logprobs else None
-        except (AttributeError, IndexError, TypeError) as error:
+        except (AttributeError, LookupError, TypeError) as error:
             raise ValueError(f"no chat completion ({error})") from None
         return Reply(text.encode("utf-8", "replace").decode(), logprob)
 
     def _safe(self, text: str) -> str:
         """The text without the key, which a server may have put into its error."""
         return text.replace(self._key, "***") if self.config.key_variable else text
+
+
+def _text(content: Any) -> str:
+    """A message's content, which some servers divide into parts."""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if isinstance(part, dict) and part.get("type") == "text")
+    if not isinstance(content, str | None):
+        raise TypeError(f"its content is {content!r:.80}, but must be a text")
+    return content or ""
 
 
 def _retry_after(value: str) -> float:

@@ -1,9 +1,9 @@
 """Families: the rows that must stay on one side of every split.
 
-Two rows are relatives when they share a passage_id, a post_id or a near-duplicate cluster; a family is everything that
-such links join, directly or through others (the connected parts of the graph). A row with none of the three keys is a
-family of its own, and so is a row without relatives. Splits that take whole families are disjoint by source and by
-near-duplicate cluster.
+Two rows are relatives when they share a passage, a post, or a near-duplicate cluster of questions or of passages; by
+option also when they share a source, such as a book. A family is everything that such links join, directly or through
+others (the connected parts of the graph). A row without links is a family of its own, and so is a row without
+relatives. Splits that take whole families are disjoint by all these.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-LINKS = ("passage_id", "post_id", "cluster")
+LINKS = ("passage_id", "passage_cluster", "post_id", "cluster")
 
 
 class Families:
     """A growing partition of row ids (union-find); memory is a few short strings a row, never the rows.
 
+    `by_source` makes rows of one non-empty source relatives too. Off by default: where all rows have one source, no
+    split is left.
+
     Example: rows {"id": "a", "passage_id": "p"}, {"id": "b", "passage_id": "p", "cluster": 3} and
     {"id": "c", "cluster": 3} are one family, though a and c share no key.
     """
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]] = ()):
+    def __init__(self, rows: Iterable[Mapping[str, Any]] = (), by_source: bool = False):
         self._parent: dict[str, str] = {}
+        self._by_source = by_source
         for row in rows:
             self.add(row)
 
@@ -37,6 +41,8 @@ class Families:
             if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
                 raise ValueError(f"row {row['id']!r}: {key} is {value!r:.80}, but must be a text, a number or null")
             self._join(member, f"{key}/{value}")
+        if self._by_source and row.get("source"):
+            self._join(member, f"source/{row['source']}")
 
     def of(self, row_id: str) -> str:
         """The family's name, the same for all its rows, whatever the order they came in until now."""

@@ -38,13 +38,13 @@ class HoldOutConfig:
             raise ValueError(f"share is {self.share}, but must be at least 0 and below 1")
 
 
-def draw_held_out(rows: Iterable[Mapping[str, Any]], config: HoldOutConfig) -> frozenset[str]:
+def draw_held_out(rows: Iterable[Mapping[str, Any]], config: HoldOutConfig, by_source: bool = False) -> frozenset[str]:
     """The ids of the rows that are held out.
 
     Families are taken whole, in a seeded order; one that would pass the share is skipped. Raises ValueError for an id
     in `ids` that no row has, and for a share above 0 that no family fits into.
     """
-    families, ids = Families(), []
+    families, ids = Families(by_source=by_source), []
     for row in rows:
         families.add(row)
         ids.append(str(row["id"]))

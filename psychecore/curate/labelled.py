@@ -55,6 +55,7 @@ _KIND_HEAD = re.compile(
     rf"\[?(?P<words>(?:单项?|多项?)选择?题?|(?:single|multiple)[- ]\w{{1,9}}) ?{_NUMBER}?[:\].、]+", re.I
 )
 _ITEM = re.compile(r"\(?\d{1,3} ?[.):、]\s*")
+_LISTED_KEY = re.compile(r"[(\[]?[A-Ja-j]{1,10}[)\]]?[.:,;、]?")
 _BULLET = re.compile(r"[-•·>▪●○|]\s+")
 _CUT = re.compile(  # labels in the middle of a line; only ones that read as labels there: capital, colon
     r"(?<=[\s。？！；?!.;])(?=(?:Question(?: \d{1,3})?|Type|Options|(?:Correct )?Answer|Quote|Explanation)\s?[:：]"
@@ -163,7 +164,7 @@ class _Item:
     def __init__(self, start: int):
         self.start = start
         self.parts: dict[str, list[str]] = {name: [] for name in ("stem", "options", "key", "span", "kind", "note")}
-        self.at = "stem"
+        self.at, self.broken = "stem", ""
 
     def has_body(self) -> bool:
         return bool(self.parts["options"] or self.parts["key"])
@@ -184,6 +185,8 @@ class _Item:
         if event == "blank":
             self.at = "note" if self.at in ("span", "key", "options") and self.parts[self.at] else self.at
             return []
+        if line.event == "number" and self.at == "key" and _LISTED_KEY.fullmatch(flatten(line.text)):
+            self.broken = "the keys of several questions stand in a list"  # after the last, which is not all theirs
         if event == "number":
             event = "stem"
         if event == "option":
@@ -212,5 +215,5 @@ class _Item:
         parts = {name: "\n".join(lines) for name, lines in self.parts.items()}
         stem, options, broken = split_options(f"{parts['stem']}\n{parts['options']}")
         kind = read_kind(parts["kind"]) or read_kind(flatten(stem)[:12] if stem[:1] in "(（[【" else "")
-        stem = re.sub(r"^[(（[【](?:单|多)项?选择?题?[)）\]】]\s*", "", stem)
-        return Draft(raw.strip(), stem, options, parts["key"], tidy(parts["span"]), kind, broken)
+        stem = re.sub(r"^[(（[【](?:单|多)项?选择?题?[)）\]】]\s*(?:(?:题目|题干|问题)[:：]\s*)?", "", stem)
+        return Draft(raw.strip(), stem, options, parts["key"], tidy(parts["span"]), kind, self.broken or broken)

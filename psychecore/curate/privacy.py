@@ -78,22 +78,29 @@ _NAME = patterns(
     (?P<e>[A-Z][a-z]+(?: [A-Z][a-z.]+)?)\s*\Z
     (?P<f>[A-Z][a-z]+(?: [A-Z][a-z.]+)?), ?(?:LMFT|LCSW|LPC|LMHC|PsyD|Psy\.D|Ph\.?D|M\.?A\b|M\.?S\b)
     \b(?P<g>(?:<GIVEN>))\b
-    我(?:的名字)?(?:叫|是)(?P<h><SURNAMES>[\u4e00-\u9fff]{1,2})(?=[,，。.!！、]|$)
+    我(?:的名字)?(?:叫|是)(?P<h>(?:<COMPOUND>|<SURNAMES>)[\u4e00-\u9fff]{1,2})(?=[,，。.!！、]|$)
     (?P<i><SURNAMES>[\u4e00-\u9fff]{0,2}?(?=先生|女士|老师|医生|主任|咨询师|教授|律师|经理|阿姨|叔叔))
+    我的?(?:老公|丈夫|老婆|妻子|男友|女友|男朋友|女朋友|儿子|女儿|同学|朋友|同事|室友)(?P<k><PLAIN>[\u4e00-\u9fff]{1,2}?)(?=<BEHIND>)
     (?<![大从很最太])(?P<j>小<SURNAMES>)(?![\u4e00-\u9fff]?[虎考末路孩学时事心气声看]|[方白石江金万高龙向])
     """,
     GIVEN=_GIVEN,
     RELATION=_RELATION,
     SURNAMES=f"[{_SURNAMES}]",
+    COMPOUND="(?:欧阳|司马|上官|诸葛|夏侯|皇甫|尉迟|公孙|慕容|司徒|令狐|东方)",
+    # surnames that begin no common word
+    PLAIN="[王李张刘陈杨赵吴徐朱郭罗梁宋唐韩冯邓曹彭肖董袁潘蒋蔡叶苏魏吕沈姚卢崔谭汪廖贾邹孟秦邱薛闫龚邵]",
+    BEHIND="[\\s，。,.!！、？?打骂说是在和跟总每不对也就都又很经没有最去喜从还会要想被把给让因今昨一的常出离走回]|$",
     NONAME=_NO_NAME,
 )
 _CONTACT = patterns(
     r"""
-    [\w.+-]+@[\w-]+(?:\.[\w-]+)+
-    (?:https?://|www\.)[^\s，。）)]+|\b[\w-]+\.(?:com|org|net|cn|io|co\.uk|info)\b(?:/[^\s，。）)]*)?
+    [A-Za-z0-9_.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]+)+
+    (?:https?://|www\.)[^\s，。）)]+|\b[\w-]{1,63}\.(?:com|org|net|cn|io|co\.uk|info)\b(?:/[^\s，。）)]*)?
     (?<![\w@])@[A-Za-z]\w{2,}
     (?:微信|wechat|WeChat|QQ|qq|[Vv][Xx]|[Vv]信|公众号|[Ss]kype|[Ww]hats[Aa]pp|\
     [Ii]nstagram|[Ff]acebook)(?:号|群|id|ID)?\s*[:：是 ]\s*[A-Za-z0-9_-]{4,}
+    (?:微信|[Vv][Xx]|[Vv]信|[Qq][Qq]|[Ww]e[Cc]hat)号?(?=[A-Za-z_-]{0,15}\d)[A-Za-z0-9_-]{5,20}
+    [\u4e00-\u9fff]{2,12}(?:路|街|巷|大道|胡同|小区)\d{1,5}(?:号|弄|栋)(?:\d{1,4}(?:号楼|栋|单元|室|号))*
     (?<![\d.])\+?\(?\d[\d ()/-]{4,}\d(?![\d.]*\d)
     \b\d{1,5} (?:[A-Z][a-z]+ ){1,3}(?:Street|St|Avenue|Ave|Road|Rd|Lane|Drive|Boulevard|Blvd)\b
     """

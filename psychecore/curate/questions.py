@@ -114,16 +114,16 @@ class Questions:
         if not replies:
             detail = f"{len(passage['text'])} characters, the limit is {self.config.max_passage}"
             return Outcome([], [Rejection(passage, "passage_too_long", detail)])
-        kept: list[dict[str, Any]] = []
-        rejected: list[Rejection] = []
+        kept, rejected = list[dict[str, Any]](), list[Rejection]()
         finder, stems, number = SpanFinder(passage["text"]), set[str](), 0
         for reply in replies:
             drafts = read_drafts(reply)
             for draft in drafts or [Draft(reply, broken="no question can be read in the reply")]:
                 number += 1
                 base = {"id": f"{passage['id']}-q{number}", "passage_id": passage["id"]}
-                base |= {key: passage.get(key) or "" for key in ("area", "language", "source")}
-                base["source"] = base["source"] or passage["id"]
+                defaults = {"area": "", "language": "", "source": passage["id"]}
+                base |= {key: passage.get(key) or default for key, default in defaults.items()}
+                base |= {"passage_cluster": passage["cluster"]} if passage.get("cluster") else {}  # twins are relatives
                 try:
                     row = build(draft, base, finder, self.config)
                     if plain(row["question"]) in stems:
@@ -291,8 +291,7 @@ _FORMS = {**dict.fromkeys("“”„「」『』«»", '"'), **dict.fromkeys("�
 
 def _skeleton(text: str) -> tuple[str, list[int]]:
     """The text without spaces, in one width, case and form of quotes; and where each character comes from."""
-    chars: list[str] = []
-    places: list[int] = []
+    chars, places = list[str](), list[int]()
     for place, char in enumerate(text):
         for part in unicodedata.normalize("NFKC", _FORMS.get(char, char)).casefold():
             if not part.isspace():

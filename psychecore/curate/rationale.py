@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from psychecore.curate.conclusion import other_conclusion
 from psychecore.curate.generator import Generator, Request
 from psychecore.curate.prompts import Prompts
 from psychecore.curate.stage import Outcome, Rejection
@@ -208,30 +209,6 @@ def read_trial(reply: str, question: Question, min_rationale: int = 1, max_ratio
     if len(rationale) > max_rationale:
         return Trial(rationale, letters, "long_rationale")
     return Trial(rationale, letters, "other_conclusion" if other_conclusion(rationale, question) else "")
-
-
-_PIECES = re.compile(r"(?<=[.!?])(?<!^[A-J]\.)\s+|(?<=[。！？])|\n+", re.MULTILINE)  # "B. Shaping" is one piece
-
-
-def other_conclusion(rationale: str, question: Question) -> str:
-    """What a rationale concludes, where that is not the gold answer, else "".
-
-    The last sentence that states an answer decides, and a last line such as "B. Shaping" states one. So the wrong
-    options may be talked through, but a rationale can't end in "so the answer is B" where A is right.
-
-    >>> gold_a = Question("q", "?", {"A": "Shaping", "B": "Fading"}, "A", "single")
-    >>> other_conclusion("Steps are rewarded. B is tempting. So the answer is B.", gold_a)
-    'B'
-    """
-    pieces = [piece for piece in _PIECES.split(rationale) if piece.strip()]
-    for place, piece in enumerate(reversed(pieces)):
-        # Behind "…" no letter stands at the start of a line, where it would count as an answer without saying so.
-        parsed = parse_answer(piece if place == 0 else f"… {piece}", LETTERS)
-        if parsed.letters:
-            return "" if parsed.letters == question.answer else parsed.letters
-        if parsed.reason != NOTHING_STATED:
-            return parsed.reason
-    return ""
 
 
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")

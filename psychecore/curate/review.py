@@ -188,6 +188,8 @@ def _apply(row: dict[str, Any], decision: Decision | None, undecided: str) -> Ou
     edited = {key: value for key, value in (decision.edited or {}).items() if value != row.get(key)}
     note = {"decision": "edit", "reason": decision.reason, "before": {key: row.get(key) for key in edited}}
     changed = {**row, **edited, "review": note}
+    if row.get("rationale") and {"question", "options", "answer"} & edited.keys():
+        changed["rationale"] = None  # it argues for the question as it was
     try:
         Question.from_row(changed)
     except ValueError as error:

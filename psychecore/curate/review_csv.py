@@ -66,7 +66,7 @@ def read_csv(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> li
     Commas, semicolons and tabs are taken as separators, as spreadsheets of different countries save them. Raises
     ValueError with file and line for an unknown decision, a missing column, or a text changed without "edit".
     """
-    known = {row["id"]: row for row in rows}
+    known = {row["id"].replace("\r\n", "\n"): row for row in rows}  # as the cells are read
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -85,9 +85,9 @@ def read_csv(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> li
         word = cells.get("decision", "").strip().lower()
         if not word:
             continue
-        decision = {"id": cells["id"], "hash": cells.get("hash", ""), "decision": SHORT.get(word, word)}
-        decision["reason"] = cells.get("reason", "").strip()
         row = known.get(cells["id"])
+        decision = {"id": row["id"] if row else cells["id"], "hash": cells.get("hash", "")}
+        decision |= {"decision": SHORT.get(word, word), "reason": cells.get("reason", "").strip()}
         edited = None if row is None or row_hash(row) != decision["hash"] else _edited(row, cells, letters)
         if edited and decision["decision"] == "accept":
             raise ValueError(f"{where}: {', '.join(edited)} changed, but the decision is 'accept': write 'edit'")

@@ -1,4 +1,4 @@
-"""Acute risk in a post (suicide, self-harm, abuse; Chinese and English), and what a reply to such a post must hold.
+"""Acute risk in a post: suicide, self-harm, abuse, in Chinese and English. What a reply to it must hold: risk_reply.py.
 
 The rules are word patterns, and they lean to false alarms: a post that is marked in vain only asks more of its reply,
 a post that is missed lets a reply without help into training. So a wish that is denied ("I don't want to kill
@@ -35,61 +35,42 @@ def find_risk(post: str) -> Risk | None:
     >>> find_risk("I have never thought about suicide.") is None
     True
     """
-    parts = [plain(part) for part in sentences(post)]
+    parts = [_APOSTROPHE.sub(r"\1n't", plain(part)) for part in sentences(post)]
     denied_wish = None
     for kind in RISKS:
         for part in parts:
             for match in _SIGNS[kind].finditer(part):
                 if _is_denied(part, match) or _is_a_loss(part, match):
                     continue
-                if kind != "suicide" or not _NO_WISH.search(_before(part, match)):
+                if kind != "suicide" or not _NO_WISH.search(before(part, match)):
                     return Risk(kind, match[0])
                 denied_wish = denied_wish or Risk(kind, match[0])
     return denied_wish  # "I cut myself, but I don't want to die" is self-harm; "I don't want to die" is still a sign
 
 
-def reply_fault(reply: str) -> tuple[str, str] | None:
-    """Why a reply must not train on a post with risk, as (code, detail), or None.
-
-    It must name help: a hotline, an emergency or specialised service, or, now or today, a professional or a trusted
-    person; and nothing in it may play the danger down.
-    """
-    if phrase := plays_down(reply):
-        return "risk_played_down", f"the reply says {phrase!r}"
-    if not names_help(reply):
-        return "risk_without_help", "the reply names no hotline, emergency service, or person to turn to now"
-    return None
-
-
-def names_help(reply: str) -> bool:
-    """Whether some sentence tells to turn to a service, or to turn now to a professional or a trusted person."""
-    for part in map(plain, sentences(reply)):
-        if any(not _REFUSED.search(_before(part, match)) for match in _SERVICE.finditer(part)):
-            return True
-        person = _PERSON.search(part)
-        if person and _NOW.search(part) and _TURN_TO.search(part) and not _REFUSED.search(_before(part, person)):
-            return True
-    return False
-
-
-def plays_down(reply: str) -> str | None:
-    """The words that make light of what was written, in either language, or None."""
-    found = _DOWNPLAYED.search(plain(reply))
-    return found[0] if found else None
-
+_APOSTROPHE = re.compile(  # people leave it out: "i dont want to live"
+    r"\b(do|does|did|ca|wo|is|are|was|would|could|should|have|has)nt\b"
+)
 
 _PARTS = {
-    "SELF": r"(?:my|him|her|them|our|your)sel(?:f|ves)",
+    "SELF": r"(?:my ?|him|her|them|our|your)sel(?:f|ves)",
     "OWN": r"(?:my|his|her|their)(?: own)?",
-    "WHO": r"(?:me|her|him|us|them|my (?:\w+ )?(?:child|children|kids?|son|daughter|baby|mom|mum|mother|sister|face))",
-    "LIMB": r"(?:wrists?|arms?|forearms?|legs?|thighs?|skin|stomach|body|hands?)",
+    "WHO": r"(?:me|her|him|us|them|my (?:\w+ )?(?:child|children|kids?|son|daughter|baby|mom|mum|mother|brothers?|"
+    r"sisters?|siblings?|face))",
+    "LIMB": r"(?:(?:\w+ )?(?:wrists?|arms?|forearms?|legs?|thighs?|skin|stomach|body|hands?))",
 }
 _SIGNS = {
     "suicide": patterns(
         r"""
         \bsuicid\w*\b(?! squad| bomb)
         \bkill(?:ing)? <SELF>\b
-        \b(?:end|ending|take|taking) <OWN> li(?:fe|ves)\b
+        \b(?:end|ends|ended|ending|take|takes|took|taken|taking) <OWN> li(?:fe|ves)\b
+        \b(?:want|wanted|going|gonna|ready|plan\w*|tr(?:y|ied|ying)) (?:to )?(?:just )?end (?:it|things)\b(?! with)
+        \bending (?:it|things) for good\b|\bbottle of pills\b|\bunalive\b|\bhung my ?self\b|\bfe(?:el|lt) like dying\b
+        \b(?:took|taken|take|swallow\w*) (?:\w+ ){0,3}(?:bottle|bunch|handful|lot|pack|all)(?: \w+){0,4} \
+        (?:pills|tablets|meds)\b
+        \b(?:no|any) (?:reason|point) (?:to|in) stay(?:ing)? alive\b|\bwant(?:ed)? (?:it|(?:it|this) all) to be over\b
+        \bto not be alive\b
         \b(?:end|ending) (?:it all|everything|my suffering)\b
         \bwant(?:ed)? (?:my life|everything) to (?:end|be over|stop)\b
         \b(?:hang|shoot|drown|poison|gas)(?:ing)? <SELF>\b(?! in)
@@ -98,7 +79,7 @@ _SIGNS = {
         \b(?:jump|step)(?:ing)? in front of (?:a|the) (?:train|car|bus|truck)
         \bslit(?:ting)? (?:my|his|her) (?:wrists?|throat)
         \b(?:want|wants|wanted|wanting|wish|ready|prefer|like|going) to (?:just |be )?(?:die|dead)\b
-        \bi (?:just )?wanna die\b
+        \bwanna (?:just )?(?:die|be dead)\b
         \brather (?:be dead|die)\b
         \bwish(?:ed|es|ing)? (?:that )?(?:i|he|she) (?:was|were|\
         had|could|would)(?:n't| not)? (?:just )?(?:be )?(?:dead|die)
@@ -121,9 +102,10 @@ _SIGNS = {
         \bif i (?:live or die|lived or died|died|die)\b
         \b(?:continue|have) to exist\b
         \bnever (?:to )?wak(?:e|ing) up\b
-        自[杀尽]|轻生|寻死|寻短见|求死|厌世|生无可恋|一了百了|遗[书言]|死亡的念头
+        自[杀殺尽]|轻生|輕生|寻死|寻短见|求死|厌世|生无可恋|一了百了|遗[书言]|死亡的念头
+        烧炭|(?:吃|攒|存)了?.{0,4}(?:瓶|把|很多)安眠药|不想存在|再也不用醒|我死了.{0,4}(?:轻松|解脱)|天台.{0,4}跳
         了结(?:自己|生命|此生|一切)|结束(?:了?自己|我)?的?(?:生命|一生|这?一切)
-        不想(?:再)?活|活不下去|活不了|不如死|死了(?:算|就|之|一了|更|会|才|最)|死掉|一死|(?:怎么|如何)死
+        不想(?:再|继续)?活|活不下去|活不了|不如死|死了(?:算|就|之|一了|更|会|才|最)|死掉|一死|(?:怎么|如何)死
         想(?:要|到|过|去)*死(?!你|他|她|板|记)|让我去死
         活着.{0,8}(?:没(?:有|什么)?(?:意思|意义|劲|用)|[很好太]累|干[什嘛吗]|痛苦|何用)
         活够|活(?:下去|着)的(?:意义|理由|动力|勇气|欲望|希望|价值)
@@ -138,6 +120,7 @@ _SIGNS = {
         \bself[- ]?(?:harm|injur|mutilat|destruct)\w*
         \b(?:cut|cuts|cutting|carv\w+|slic\w+|burn|burns|burning|burned|burnt) (?:up )?(?:<SELF>|<OWN> <LIMB>)\b
         \b(?:hurt|hurts|hurting|harm|harms|harming|injur\w+|hit|hits|hitting|punch\w*|bit|bite|biting) <SELF>\b
+        \brelapsed and cut\b|\b(?:scratch\w*|stab\w*|nails into) <OWN> <LIMB>\b|\bpunch\w* (?:the |a )?walls?\b
         \b(?:scratch\w*|cuts|scars) (?:on|all over|down|up) (?:the |<OWN> )?<LIMB>\b
         \bscratch\w* <SELF>
         \b(?:been|started|start|stop|stopped|is|was|am|with|about|into|began|begun) cutting\b(?! (?:back|\
@@ -147,7 +130,7 @@ _SIGNS = {
         \burges? to (?:cut|(?:hurt|burn) <SELF>)\b
         自[残伤虐]|(?:伤害|弄伤)了?我?自己|撞墙
         (?:划|割|扎|烫|掐|咬|抓|刺|砍)(?:了|着|过|破|伤)?(?:我)?自己
-        (?:划|割|烫|扎|咬)(?:了|着|过|破|伤)?.{0,4}(?:手臂|胳膊|手腕|大腿|手背|手指|皮肤)
+        (?:刀|针).{0,4}(?:划|割|扎)手|(?:划|割|烫|扎|咬)(?:了|着|过|破|伤)?.{0,4}(?:手臂|胳膊|手腕|大腿|手背|手指|皮肤)
         (?:手|胳膊|手臂|手腕|腿)上?.{0,3}划(?!船|拳|算|到|分)
         (?:打|扇|捶|抽)(?:了|着)?自己(?!了?一?(?:个|下|巴|耳))
         """,
@@ -162,8 +145,13 @@ _SIGNS = {
         \bphysical(?:ly)? (?:hurt|violen|assault|attack|fight)\w*
         \b(?:violent|aggressive) (?:with|to|towards?) (?:me|us|her|him|my)
         \b(?:gets?|got|is|was|becomes?|became|turn\w*) (?:\w+ )?violent\b
-        \b(?:hit|hits|hitting|beats?|beating|beaten|slap\w*|punch\w*|kick\w*|smack\w*|\
-        whip\w*)(?: up| on)? <WHO>\b(?! (?:out|off|up|that|like|hard|to it|at (?!home)))
+        \b(?:hit|hits|hitting) <WHO>\b(?! (?:out|off|up|that|like|to it))
+        \b(?:beats?|beating|beaten|slap\w*|punch\w*|kick\w*|smack\w*|whip\w*|spank\w*)(?: up| on)? <WHO>\b\
+        (?! (?:out|off|that|to it|at (?!home)))
+        \b(?:push|pull|throw)\w* (?:me|her|him|us) (?:down|against|into) the\b|\bknife (?:on|at|to) me\b
+        \b(?:grab\w*|squeez\w+) (?:my|her|his) (?:throat|neck)\b|\bhurts? me physically\b
+        \bthr(?:ows?|ew) (?:an?|the|his|her) \w+ at (?:me|us|her)\b|\bhad sex with me when\b
+        \bforc\w+ me to sleep with\b|\bmade me (?:touch|undress)\b|\btouch(?:es|ed) me at night\b
         \b(?:chok(?:e|es|ed|ing)|strangl\w+|shov(?:e|es|ed|ing)) <WHO>\b
         \b(?:held|holds|grabb\w+|grabs) (?:me|her|him) (?:by|down|against)
         \block(?:s|ed) (?:me|us|her|him) (?:in|out|up|on)
@@ -174,7 +162,7 @@ _SIGNS = {
         \b(?:scared|afraid|terrified|frightened) of (?:him|my (?:husband|\
         boyfriend|father|dad|partner|step(?:father|dad)|ex))\b
         \bthr(?:ows|ew|own) (?:\w+ )?(?:things|objects|stuff|me) (?:at|against|around|across)\b
-        \b(?:laid|lays?|put) <OWN> hands? on (?:me|her|us)|\bblack eye|\bbruis(?:e|es|ed)\b
+        \b(?:laid|lays?|puts?) <OWN> hands? on (?:me|her|us)|\bblack eye|\bbruis(?:e|es|ed)\b
         家暴|家庭暴力|虐待|施暴|性(?:侵|骚扰|虐)|强[奸暴]|猥亵|迷奸|乱伦|侵犯(?:了|过)?(?:我|她|他)|非礼
         (?<!冷)(?<!非)暴力(?!游戏|电影|片|沟通|美学|拆)|拳打脚踢|打骂|掐.{0,3}脖子
         (?:毒|殴|暴|挨|被.{0,3}|总|就|经常)打(?!击|扰|断|败|动|电|算|折|开|交|工|车|压|乱|扮|听)
@@ -182,7 +170,8 @@ _SIGNS = {
         女儿|老婆|妈妈)(?!们?的?(?:电话|手机|微信|招呼|主意|交道|包|车)|个?招呼)
         (?:扇|给).{0,4}(?:耳光|巴掌)|威胁.{0,4}(?:杀|打|要|我)
         (?<!自己)(?<!亲自)动手(?!术|能|做|操|写|准|制|实|干|收|学|试|去)
-        (?:摸|碰)我(?:的)?(?:身体|胸|下|隐私|屁股|大腿)
+        (?:摸|碰)了我|(?:摸|碰)我(?:的)?(?:身体|胸|下|隐私|屁股|大腿)|(?:强迫|逼).{0,3}我.{0,4}(?:发生关系|上床)
+        烫我|推下楼|关起来.{0,4}不让|把我打(?!发|动|扰|败)
         """,
         **_PARTS,
     ),
@@ -190,7 +179,7 @@ _SIGNS = {
 
 # Between a negation and the words it denies only these may stand, so "can't stop thinking about suicide" is no denial.
 _DENIAL = re.compile(
-    r"(?:\bnot|n't|\bnever|\bno|\bneither|\bnor|\bwithout)(?: (?:been|\
+    r"(?:\bnot(?! to\b)|n't|\bnever|\bno|\bneither|\bnor|\bwithout)(?: (?:been|\
     felt|really|actually|ever|currently|actively|any|an?|"
     r"history|sexual|physical|emotional|tried|try|contemplated|considered|attempted|thought|thinking|had|have|having|"
     r"feel|feeling|or|to|commit|about|of|thoughts?|intentions?|\
@@ -201,7 +190,8 @@ _DENIAL = re.compile(
 _NO_WISH = re.compile(r"(?:n't|\bnot|\bnever)(?: \w+){0,4} ?$|不(?:是|想|会|敢|要|愿|愿意)?$")
 _CONTRAST = re.compile(r"\b(?:but|however|though|although|except|yet|until|lately|sometimes)\b|但|可是|不过|然而|只是")
 _LOSS = re.compile(
-    r"\b(?:committed|died (?:by|from|of)|lost .{0,40} to|after (?:his|her|their)|'s) suicide"
+    r"(?:(?<!\bi )(?<!almost )(?<!nearly )\b(?:committed|died (?:by|from|of))|\blost .{0,40} to|"
+    r"\bafter (?:his|her|their)|'s) suicide"
     r"|(?:他|她|朋友|同学|同事|邻居|爸爸?|妈妈?|哥哥?|姐姐?|弟弟?|妹妹?|叔叔?|[爷奶姑姨舅]\w?)[^我,，]{0,8}"
     r"(?:自杀|跳楼|轻生|上吊)(?:了|身亡|去世|死|离世)"
 )
@@ -213,10 +203,10 @@ _THING = re.compile(
 
 
 def _is_denied(part: str, match: re.Match[str]) -> bool:
-    before, after = _before(part, match), part[match.end() : match.end() + NEAR]
-    if _THING.search(before) and match[0].startswith(("hit", "beat", "kick", "punch", "slap")):
+    lead, after = before(part, match), part[match.end() : match.end() + NEAR]
+    if _THING.search(lead) and match[0].startswith(("hit", "beat", "kick", "punch", "slap")):
         return True
-    return _DENIAL.search(before) is not None and _CONTRAST.search(after) is None
+    return _DENIAL.search(lead) is not None and _CONTRAST.search(after) is None
 
 
 def _is_a_loss(part: str, match: re.Match[str]) -> bool:
@@ -225,61 +215,6 @@ def _is_a_loss(part: str, match: re.Match[str]) -> bool:
     return any(loss.start() < match.end() and match.start() < loss.end() for loss in nearby)
 
 
-def _before(part: str, match: re.Match[str]) -> str:
+def before(part: str, match: re.Match[str]) -> str:
+    """What stands before a match, as far as it decides what the match means."""
     return part[max(match.start() - NEAR, 0) : match.start()]
-
-
-_SERVICE = patterns(
-    r"""
-    \b(?:hot|help|crisis |life)[ -]?lines?\b|\bcrisis (?:text|cent(?:er|re)|team|service|counsel)|\bsamaritans\b
-    \bemergency (?:\w+ )?(?:number|service|room|department|line|call)s?\b|\ba&e\b|\bambulance\b|\bpolice\b
-    \b(?:988|911|999|112|000|116 ?123|741741|1-?800-?\d{3}-?\d{4})\b|\bnearest hospital\b
-    \b(?:women's|a|the|nearest|domestic violence) (?:shelter|refuge)\b|\brape crisis|\bchild protect
-    \bdomestic (?:violence|abuse) (?:service|advoca|cent|organi|program)
-    热线|急诊|急救|(?<!\d)(?:12356|12338|12355|120|110|400-?161-?9995)(?!\d)|报警|派出所|警察|妇联|庇护所|危机干预
-    """
-)
-_PERSON = patterns(
-    r"""
-    \b(?:doctor|gp|therapist|counsell?or|psychologist|psychiatrist|social worker|professional|hospital|clinic)s?\b
-    \b(?:midwife|nurse|teacher|parents?|mother|mom|mum|father|dad|sister|brother|friend|partner|husband|wife|family)s?\b
-    \b(?:flatmate|roommate|relative)s?\b|\b(?:someone|somebody|person|adult|people) (?:that |whom? )?you trust
-    \btrusted (?:adult|person)
-    医生|医院|心理(?:咨询|老师|中心|科)|咨询师|精神科|辅导员|老师|\
-    班主任|(?:信任|信得过|可靠)的|家人|父母|爸|妈|朋友|室友|身边
-    """
-)
-_TURN_TO = patterns(
-    r"""
-    \b(?:call|tell|talk|speak|see|contact|reach|go|ask|stay|visit|phone|text|let|have|show)\b
-    联系|告诉|找|去|打|叫|陪|说|请|就医
-    """
-)
-_NOW = patterns(
-    r"""
-    \b(?:now|today|tonight|immediately|right away|straight away|at once|urgent\w*|without delay)\b
-    \bas soon as (?:you can|possible)\b|\bthis (?:minute|hour|evening|morning|afternoon|very day)\b
-    现在|马上|立[刻即]|今[天晚]|赶紧|尽快|第一时间
-    """
-)
-_REFUSED = re.compile(
-    r"(?:\bno need|\bneed(?:n't| not)|(?:n't|\bnot) (?:need|have) to|\bdon't|\bdo not|\bnever|\binstead of|\bwithout|"
-    r"\brather than|\bunnecessary)(?: \w+){0,4} ?$|(?:不用|不必|不要|没必要|别|无需|用不着).{0,6}$"
-)
-_DOWNPLAYED = patterns(
-    r"""
-    \b(?:others?|other people|many people|people) (?:have|has|had) it (?:much |far )?worse|\bit could be worse
-    \b(?:it's|it is|is|this is|just|only) (?:just |only )?a phase\b|\bgrow out of (?:it|this)
-    \bget over it\b|\bsnap out of|\bcheer up\b|\bcalm down\b|\bjust (?:relax|think positive)
-    \b(?:don't|do not|stop) be(?:ing)? (?:so )?(?:silly|dramatic|selfish|weak|ridiculous|a baby|sensitive)
-    \b(?:over-?reacting|exaggerating|being dramatic|attention[- ]seeking|(?:want|just)(?:s|ing)? attention)\b
-    \b(?:not|n't) (?:(?:really|that|so|such) )+(?:a )?(?:bad|serious|big|dangerous|deal)\b|\b(?:no|not a) big deal\b
-    \bnothing to worry about\b|\bno need to worry\b|\bdon't (?:really|actually) mean (?:it|that)\b|\bit's nothing\b
-    \beveryone (?:feels|goes through|has) (?:like )?(?:this|that|it|such)\b
-    \bprovoked (?:him|her|it)\b|\bonly because (?:he|she) loves\b|\bthat is selfish\b|\bsuicide is selfish
-    想开(?:一?点|些)|别(?:想太多|多想|矫情|闹|小题大做)|没什么大不了|\
-    不(?:算|是)什么大事|小题大做|太敏感|矫情|懦弱|自私|想不开
-    比你(?:惨|苦|更)|谁(?:没|都)(?:有|会)|至于吗|不至于|忍一?忍(?:就|\
-    吧)|打是亲|家丑|开玩笑(?:的|吧)|过去就好了|太脆弱|坚强一?点
-    """
-)

@@ -30,6 +30,9 @@ UNIT = re.compile(rf"[{HAN}]|[^\W_{HAN}]+")
 CHINESE = re.compile(rf"[{HAN}]")
 # What stands before a stem in examination papers: 单选：, 12．, 3、 (not the 3. of 3.5)
 NUMBERING = re.compile(r"^\s*(?:[单多]选题?\s*[:：]\s*)?(?:\d{1,3}\s*[.．、)）]\s*(?!\d))?")
+NEGATION = re.compile(
+    r"\b(?:not?|never|except|least|incorrect|wrong|false|without)\b|n['’]t\b|[不非没无未]|错误|除了", re.I
+)
 NOTHING = np.empty(0, np.uint64)
 
 
@@ -40,6 +43,7 @@ class Parts:
     stem: str
     options: tuple[str, ...] = ()
     context: str = ""
+    negations: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Shingles:
 
     `body` is the stem with the options (or a post with its reply), `context` the case text before it. `key` is a
     digest of the normalised body, order of the options aside; `context_key` of the context, empty where there is none.
+    `negations` are counted in a question's stem: with one more, "which is right?" asks for the opposite.
     """
 
     key: bytes
@@ -55,6 +60,7 @@ class Shingles:
     stem: Hashes
     body: Hashes
     context: Hashes
+    negations: int = 0
 
 
 def row_parts(row: dict[str, Any]) -> Parts:
@@ -62,7 +68,8 @@ def row_parts(row: dict[str, Any]) -> Parts:
     dialogue its messages. Raises ValueError for any other row."""
     if isinstance(row.get("question"), str):
         options = row.get("options") or {}
-        parts = Parts(row["question"], tuple(filter(None, options.values())), row.get("context") or "")
+        stem, context = row["question"], row.get("context") or ""
+        parts = Parts(stem, tuple(filter(None, options.values())), context, len(NEGATION.findall(stem)))
     elif isinstance(row.get("text"), str):
         parts = Parts(row["text"])
     elif isinstance(row.get("post"), str):
@@ -94,6 +101,7 @@ def shingle(parts: Parts, zh_chars: int = 3, en_words: int = 2) -> Shingles:
         stem=stem_hashes,
         body=windows([stem, *options], size) if options else stem_hashes,
         context=windows([context], size),
+        negations=parts.negations,
     )
 
 

@@ -85,7 +85,8 @@ def divide_text(text: str, config: PassageConfig) -> list[str]:
 def read_posts(path: Path) -> Iterator[dict[str, Any]]:
     """Post rows {"id", "post", "reply", "language", "source", "topic"}; several replies to a post give several rows.
 
-    Raises ValueError with file and line, or item, for a row without post or reply, and for an id that stands twice.
+    Raises ValueError with file and line, or item, for a row without post or reply, and for an id that stands twice in
+    our form.
     """
     seen: dict[str, int] = {}
     for place, row in _post_rows(path):
@@ -98,7 +99,7 @@ def read_posts(path: Path) -> Iterator[dict[str, Any]]:
             post = f"{title}\n{post}"
         name = str(found["id"] or f"post-{hashlib.sha256(post.encode()).hexdigest()[:12]}")
         seen[name] = seen.get(name, 0) + 1
-        if seen[name] > 1 and "reply" in row:
+        if seen[name] > 1 and "reply" in row and found["id"]:  # counsel_chat's id is the question's
             raise ValueError(f"{path} {place}: id {name!r} stands twice")
         yield {
             "id": name if seen[name] == 1 else f"{name}-{seen[name]}",

@@ -144,8 +144,8 @@ class Done:
         for name in present:
             if digest(self.folder / name) != written[name]:
                 raise ValueError(
-                    f"{self.folder / name} was changed after stage {self.name!r} wrote it: remove it, and the stage "
-                    f"runs again; or give your file as an input to a run of the later stages"
+                    f"{self.folder / name} was changed after stage {self.name!r} wrote it: move it away, and the "
+                    f"stage runs again; or give your file as an input to a run of the later stages"
                 )
         counts = StageCounts(**record.pop("counts"))
         if record == self.key and len(present) == len(written):
@@ -153,11 +153,34 @@ class Done:
         self.path.unlink()
         return None
 
+    def check(self) -> None:
+        """Raise ValueError where the stage is not finished, or was finished with other inputs or settings."""
+        if not self.path.exists():
+            raise ValueError(f"{self.path} is missing, so stage {self.name!r} is not finished: run it, or all stages")
+        record = json.loads(self.path.read_text(encoding="utf-8"))
+        if changed := next(_differences({key: record[key] for key in self.key}, self.key), ""):
+            raise ValueError(
+                f"{self.path}: stage {self.name!r} ran with {changed}: run it again with the stages after it "
+                "(--run.stage all passes over those that are unchanged), or take the change back"
+            )
+
     def write(self, counts: StageCounts) -> None:
         """Say that the stage is finished."""
         outputs = {name: digest(self.folder / name) for name in self.outputs}
         record = {**self.key, "counts": asdict(counts), "outputs": outputs}
         replace_file(self.path, [json.dumps(record, ensure_ascii=False, indent=2) + "\n"])
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """What two JSON values differ in, each as "NAME OLD, and now it is NEW"."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        for key in old:
+            yield from _differences(old[key], new[key], f"{name}.{key}".strip("."))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(one, other, f"{name}[{number}]")
+    elif old != new:
+        yield f"{name} {old!r:.80}, and now it is {new!r:.80}"
 
 
 class _Work:

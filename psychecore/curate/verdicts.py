@@ -66,7 +66,7 @@ _NAMES = {
 }
 _NAME = "(?:" + "|".join(f"(?P<{name}>{words})" for name, words in _NAMES.items()) + ")"
 _KEY = re.compile(rf"{_NAME}[ _]?(?:score|rating|评分|得分|(?P<why>reason|explanation|理由))?", re.IGNORECASE)
-_NUMBER = r"[-+~<>]?\d+(?:\.\d+)?%?(?: ?(?:/|out of|to\b|[-–—~]) ?\d+(?![\w.]))?"
+_NUMBER = r"[-+~<>]?\d+(?:\.\d+)?(?:e\d+|%)?(?: ?(?:/|(?:out )?of\b|or\b|to\b|[-–—~或到至]) ?\d+(?![\w.]))?"
 _VALUE = re.compile(rf"(?P<value>{_NUMBER}) ?(?:分|points?\b)?")
 _LINE = re.compile(
     rf"(?:^|(?<=[,;|.] )|(?<=[,;|]))(?:\(?\d{{1,2}}[.):] ?)?\"?{_NAME}\"? ?(?:score|评分|得分|分数)? ?"
@@ -82,8 +82,8 @@ _EDGES = " -–—:：,，|;；)）]】"
 
 
 def _whole(value: Any) -> int | None:
-    """A whole number from 1 to 5, also as "4", "4.0", "4/5" or "4 out of 5"; None for anything else."""
-    if isinstance(value, str) and (match := re.fullmatch(r"([1-5])(?:\.0)?(?: ?(?:/|out of) ?5)?", value.strip())):
+    """A whole number from 1 to 5, also as "4", "4.0", "4/5", "4 of 5" or "4 out of 5"; None for anything else."""
+    if isinstance(value, str) and (match := re.fullmatch(r"([1-5])(?:\.0)?(?: ?(?:/|(?:out )?of) ?5)?", value.strip())):
         return int(match[1])
     return int(value) if type(value) in (int, float) and value in (1, 2, 3, 4, 5) else None
 

@@ -62,6 +62,18 @@ def parse_answer(text: str, letters: str) -> Parsed:
     return Parsed(named)
 
 
+def named_letters(text: str, letters: str) -> str:
+    """All letters that `text` names anywhere and neither calls wrong nor only explains ("D would need a reward").
+
+    >>> named_letters("That leaves B, and not C.", "ABCD")
+    'B'
+    """
+    found = _bracket_letters(_without_rejected(_normalise(text)), letters)
+    if not re.search(r"\b(?:best|right|correct|answer|fits?)\b", found):
+        found = re.sub(rf"{_LISTED}(?=[)\]]? (?:would|does|do|could|can['’]t|cannot|might)\b)", "", found)
+    return _sorted(*re.findall("⟦([A-J]+)⟧", found))
+
+
 def answer_part(text: str) -> tuple[str, str]:
     """What stands after the thinking, stripped, and ""; or "" and the reason why nothing does."""
     opened, closed = text.count(OPEN), text.count(CLOSE)

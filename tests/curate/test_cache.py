@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,6 +101,16 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     lines = (tmp_path / "cache").read_bytes().splitlines(keepends=True)
     (tmp_path / "cache").write_bytes(b"".join([lines[0], b"not json\n", *lines[2:]]))
     with pytest.raises(ValueError, match="cache line 2"):
+        Cache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("change", [{"text": None}, {"text": 5}, {"left": "0"}, {"left": True}, {"logprob": "x"}])
+def test_a_row_that_is_no_reply_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    row = {"key": "00", "left": 0, "text": "x", "logprob": None}
+    (tmp_path / "cache").write_text(json.dumps(row) + "\n")
+    Cache(tmp_path / "cache").close()
+    (tmp_path / "cache").write_text(json.dumps({k: v for k, v in (row | change).items() if v is not None}) + "\n")
+    with pytest.raises(ValueError, match="cache line 1: no reply"):
         Cache(tmp_path / "cache")
 
 

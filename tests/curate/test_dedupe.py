@@ -450,3 +450,24 @@ def test_pceb_finds_itself_and_not_the_demo_corpus(shared_folder: Path) -> None:
     for name in ("passages_zh.jsonl", "passages_en.jsonl"):
         for line in (data / name).read_text(encoding="utf-8").splitlines():
             assert index.find(shingle(row_parts(json.loads(line)))) is None
+
+
+SEAT_BELT = {
+    "A": "An alarm stops when the belt is fastened",
+    "B": "A child gets sweets for tidying the room",
+    "C": "A driver pays a fine for speeding",
+    "D": "A dog is ignored when it barks",
+}
+
+
+def test_the_negated_question_is_no_duplicate() -> None:
+    stem = "Which of these is {}a typical feature of negative reinforcement in everyday life as the passage has it?"
+    rows = [{"id": x, "question": stem.format(x), "options": SEAT_BELT} for x in ("", "not ", "really ")]
+    verdicts = judge(rows, DedupeConfig())
+    assert [verdict.reason for verdict in verdicts] == ["", "", "near_duplicate"]
+    assert len({verdict.cluster for verdict in verdicts}) == 1  # so that they stay on one side of a split
+
+
+def test_a_duplicate_with_another_answer_says_so() -> None:
+    rows = [{"id": x, "question": "Which?", "options": SEAT_BELT, "answer": x} for x in "AB"]
+    assert [verdict.detail for verdict in judge(rows, DedupeConfig())] == ["", "1.000 like A, which has another answer"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from psychecore.curate.empathy import understanding
 from psychecore.curate.generator import Reply, Request
 from psychecore.curate.privacy import private_data, without_private_data
 from psychecore.curate.prompts import load_prompts
-from psychecore.curate.risk import plays_down, reply_fault
+from psychecore.curate.risk_reply import plays_down, reply_fault
 from psychecore.curate.stage import Outcome, run_stage
 from psychecore.curate.wording import content_words, length, sentences
 from psychecore.data.records import read_conversations
@@ -400,3 +401,57 @@ def test_content_words_are_compared_by_stem_and_by_pairs_of_characters() -> None
     assert content_words("Sleeping and planning, diaries") == content_words("sleep, plans: a diary")
     assert content_words("按时吃饭") == ["按时", "时吃", "吃饭"]
     assert length("Don't go, 你好 ok") == 5
+
+
+@pytest.mark.parametrize(
+    ("added", "code"),
+    [
+        ("You are depressed.", "diagnosis_added"),
+        ("You show symptoms of ADD.", "diagnosis_added"),
+        ("你患上了神经衰弱。", "diagnosis_added"),
+        ("服用佐匹克隆。", "medicine_added"),
+        ("You'll be over this in a week.", "promise_added"),
+        ("This is certain to help.", "promise_added"),
+        ("三个月内必好。", "promise_added"),
+    ],
+)
+def test_more_that_a_rewrite_must_not_add(added: str, code: str) -> None:
+    assert {found for found, _ in added_claims("I am sad.", "Write it down.", f"Write it down. {added}")} == {code}
+
+
+@pytest.mark.parametrize("said", ["You could add a walk. Be sure to rest.", "务必好好休息，不必好奇。"])
+def test_words_that_only_look_like_additions_are_none(said: str) -> None:
+    assert added_claims("I am sad.", "Write it down.", said) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("加我微信abc12345", "加我[联系方式]"),
+        ("北京市朝阳区幸福路12号", "[联系方式]"),
+        ("我老公张伟打我", "我老公某某打我"),
+        ("我叫欧阳明", "我叫某某"),
+        ("我女儿高兴，我老公从不说话", "我女儿高兴，我老公从不说话"),
+        ("这条路走了5年，微信聊天很久", "这条路走了5年，微信聊天很久"),
+    ],
+)
+def test_chinese_names_and_contacts_go(text: str, expected: str) -> None:
+    assert without_private_data(text, "zh") == expected
+
+
+def test_names_and_contacts_are_looked_for_in_linear_time() -> None:
+    started = time.perf_counter()
+    assert private_data("北京市朝阳区的微信" * 10_000) == []  # minutes when it was quadratic
+    assert private_data("a-" * 40_000) == []
+    assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        "It sounds hard. There is no use in going to bed at ten every day.",
+        "It sounds hard. It would be wrong to go to bed at ten every day.",
+    ],
+)
+def test_advice_that_is_turned_round_is_lost(rewrite: str) -> None:
+    assert lost_advice("Go to bed at ten every day.", rewrite, 0.5)

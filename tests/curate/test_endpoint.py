@@ -183,6 +183,38 @@ def test_a_request_too_long_for_the_model_has_an_empty_reply(server: FaultyServe
     assert [reply.text for reply in generator(server).generate(requests(3))] == ["WORD 0", "", "WORD 2"]
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "max_tokens is too large: 100000. This model supports at most 16384 completion tokens",
+        "Unknown model; no such deployment in this context.",
+        "You must accept the content management policy terms in the portal first.",
+    ],
+)
+def test_a_refused_configuration_is_no_empty_reply(server: FaultyServer, message: str) -> None:
+    server.fault = lambda n, body: (400, {}, message)
+    with pytest.raises(ValueError, match=f"400: {message[:20]}"):
+        generator(server, concurrency=1).generate(requests(1))
+
+
+def completion(content: Any) -> tuple[int, dict[str, str], str]:
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+    return 200, {}, json.dumps({"choices": [choice], "id": "1", "created": 1, "model": "m"})
+
+
+def test_content_in_parts_is_one_text(server: FaultyServer) -> None:
+    parts = [{"type": "text", "text": "one "}, {"type": "image_url", "image_url": {}}, {"type": "text", "text": "two"}]
+    server.fault = lambda n, body: completion(parts)
+    assert generator(server).generate(requests(1)) == [Reply("one two", None)]
+
+
+@pytest.mark.parametrize("content", [5, [{"type": "text", "text": 5}], [{"type": "text"}], {"text": "x"}])
+def test_content_that_is_no_text_is_an_error_that_says_so(server: FaultyServer, content: Any) -> None:
+    server.fault = lambda n, body: completion(content)
+    with pytest.raises(ConnectionError, match=r"no chat completion"):
+        generator(server, give_up_after_s=0.1).generate(requests(1))
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
 def test_what_the_server_refuses_ends_the_run_at_once(server: FaultyServer, status: int) -> None:
     server.fault = lambda n, body: (status, {}, "unknown model some-model")

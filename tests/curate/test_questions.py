@@ -60,6 +60,23 @@ def item(
     return f"Quote: When rewards stop altogether\nQuestion: {stem}\n{options}\nAnswer: {key}\n"
 
 
+def test_small_things_that_models_write_are_read() -> None:
+    [draft] = read_drafts("1．（单选）题目：哪一项停止？\nA. 行为\nB. 记忆\n答案：A")
+    assert draft.stem == "哪一项停止？"
+    objects = [{"text": "x1"}, {"text": "x2"}, {"text": "x3"}]
+    [draft] = read_drafts(json.dumps({"question": "Which?", "options": objects, "answer": ["x1", "x3"]}))
+    assert draft.options == {"A": "x1", "B": "x2", "C": "x3"}
+    assert read_key(draft.key, draft.options) == ("AC", "")
+
+
+@pytest.mark.parametrize("label", ["Answers:\n1. B\n2. C", "Answer:\n1) (B)\n2) C", "答案：\n1．B\n2．C"])
+def test_a_list_of_keys_at_the_end_is_not_the_key_of_the_last_question(label: str) -> None:
+    one, two = (item(stem).rpartition("Answer:")[0] for stem in ("What ends?", "What goes on?"))
+    outcome = ask(f"{one}\n{two}\n{label}")
+    assert not outcome.kept
+    assert {one.reason for one in outcome.rejected} == {"unparsable"}
+
+
 @pytest.mark.parametrize(("language", "reply", "expected"), [case[1:] for case in REPLIES], ids=[c[0] for c in REPLIES])
 def test_a_reply_gives_what_stands_in_it(language: str, reply: str, expected: Expected) -> None:
     outcome = ask(reply, language)

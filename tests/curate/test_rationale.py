@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from psychecore.curate.conclusion import other_conclusion
 from psychecore.curate.generator import Reply, Request
 from psychecore.curate.prompts import load_prompts
 from psychecore.curate.rationale import (
@@ -17,7 +18,6 @@ from psychecore.curate.rationale import (
     RationaleConfig,
     candidate_fault,
     clean_candidate,
-    other_conclusion,
     read_trial,
 )
 from psychecore.curate.stage import Outcome, run_stage
@@ -244,6 +244,53 @@ def test_a_multiple_choice_rationale_must_conclude_with_all_letters() -> None:
     both = replace(GOLD, answer="AC", kind="multiple")
     assert other_conclusion("Both end it. The answer is A.", both) == "A"
     assert other_conclusion("Both end it. The answers are A and C.", both) == ""
+
+
+GOLD_A = Question("q", "Which?", {"A": "Shaping", "B": "Fading", "C": "Chaining", "D": "Priming"}, "A", "single")
+GOLD_ZH = Question("q", "哪个？", {"A": "塑造", "B": "渐隐", "C": "链接", "D": "启动"}, "A", "single", language="zh")
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "Therefore it must be B.",
+        "The correct answer is Fading.",
+        "So fading is the answer.",
+        "That leaves B.",
+        "Final: B",
+        "This corresponds to B: Fading.",
+        "B seems right.",
+        "Therefore I would go with B.",
+        "Hence B fits best.",
+        "Therefore, fading.",
+        "Clearly A is wrong. B it is.",
+        "所以应该是B。",
+        "综上，B。",
+        "因此，渐隐是正确答案。",
+        "故本题答案为渐隐。",
+    ],
+)
+def test_no_ending_in_another_option_passes(ending: str) -> None:
+    question = GOLD_A if ending.isascii() else GOLD_ZH
+    assert other_conclusion(f"Steps are rewarded. A is near. {ending}", question) == "B"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "So the answer is A, and not B.",
+        "So it is shaping and not fading.",
+        "B is wrong.",
+        "B would need a cue that is taken away.",
+        "Fading takes a cue away.",
+        "That leaves A.",
+        "So the steps are rewarded.",
+        "因此是塑造，而不是渐隐。",
+        "所以不选B。",
+    ],
+)
+def test_endings_that_speak_against_other_options_pass(ending: str) -> None:
+    assert other_conclusion(f"Steps are rewarded. {ending}", GOLD_A if ending.isascii() else GOLD_ZH) == ""
 
 
 def test_the_composed_rationales_all_pass(tmp_path: Path) -> None:

@@ -61,6 +61,17 @@ def test_each_decision_does_what_it_says() -> None:
     assert merged.notes == []
 
 
+@pytest.mark.parametrize(
+    "edited", [{"answer": "A"}, {"question": "Which?"}, {"options": {"A": "Reward", "B": "Habit"}}]
+)
+def test_an_edited_question_loses_the_rationale_that_argued_for_the_old_one(edited: dict[str, Any]) -> None:
+    old = row(rationale="Reinforcement makes acts more frequent.")
+    [outcome] = merge_decisions([old], [said(old, "edit", edited=edited)]).outcomes
+    assert outcome.kept[0]["rationale"] is None
+    [outcome] = merge_decisions([old], [said(old, "edit", edited={})]).outcomes
+    assert outcome.kept[0]["rationale"] == old["rationale"]
+
+
 def test_undecided_questions_can_be_rejected() -> None:
     merged = merge_decisions([row()], [], undecided="reject")
     assert merged.outcomes[0].kept == []

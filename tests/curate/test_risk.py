@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from psychecore.curate.risk import find_risk, names_help, plays_down, reply_fault
+from psychecore.curate.risk import find_risk
+from psychecore.curate.risk_reply import names_help, plays_down, reply_fault
 
 SUICIDE = [
     "I want to die.",
@@ -35,6 +36,20 @@ SUICIDE = [
     "我已经写好了遗书。",
     "我妹妹说她想死，我该怎么办？",
     "从来没有想过自杀，但是最近总想到死了算了。",
+    "I almost committed suicide last year.",
+    "I am trying not to kill myself.",
+    "i dont want to live anymore",
+    "I really wanna die",
+    "I want to end it.",
+    "I took a whole bottle of pills last night.",
+    "I almost took my own life.",
+    "I just want to not be alive anymore.",
+    "I see no reason to stay alive.",
+    "I hate my life and want it to be over.",
+    "我不想继续活着",
+    "我吃了一整瓶安眠药",
+    "我买了炭，准备烧炭",
+    "我想自殺",
 ]
 SELF_HARM = [
     "I cut myself when it gets too much.",
@@ -49,6 +64,11 @@ SELF_HARM = [
     "孩子手臂上有很多划痕，她说是自残。",
     "我控制不住会用头撞墙。",
     "我不想死，只是会割自己的手臂。",
+    "I cut my left arm last night.",
+    "I'm trying not to cut myself.",
+    "I relapsed and cut again.",
+    "I punch the wall until my knuckles bleed.",
+    "我用刀割手",
 ]
 ABUSE = [
     "My husband hits me when he drinks.",
@@ -66,6 +86,15 @@ ABUSE = [
     "爸爸经常打骂我们。",
     "丈夫家暴，我不敢离婚。",
     "他掐我的脖子。",
+    "My husband beat me up last night.",
+    "My dad hit me hard in the face.",
+    "My dad hits my little brother.",
+    "My stepdad touches me at night.",
+    "My boyfriend pushed me down the stairs.",
+    "My husband threw a plate at me.",
+    "继父摸了我",
+    "他强迫我跟他发生关系",
+    "妈妈把我打得浑身是伤",
 ]
 NONE = [
     "I am sad since my dog died.",
@@ -98,6 +127,9 @@ NONE = [
     "同学自杀了，我很难过。",
     "他打了我的电话，我没接到。",
     "最近工作压力大，睡不好。",
+    "My father has dementia, and sometimes I just want this to be over.",
+    "I want to end it with my boyfriend.",
+    "他把我打发走了。",
 ]
 
 
@@ -142,6 +174,9 @@ def test_a_denial_in_one_sentence_does_not_hide_the_next() -> None:
         "今天就告诉辅导员。",
         "马上联系你信任的人，请他陪着你。",
         "他再动手就报警。",
+        "Don't hesitate to call 911.",
+        "The helpline never closes.",
+        "马上拨打120。",
     ],
 )
 def test_replies_that_name_help(reply: str) -> None:
@@ -160,6 +195,16 @@ def test_replies_that_name_help(reply: str) -> None:
         "Now try to sleep.",
         "不用打热线，多运动。",
         "多和朋友聊聊天，早点睡觉。",
+        "More than 10,000 people feel like this.",
+        "112 people asked me this.",
+        "休息120分钟就好。",
+        "每天走120步。",
+        "Hotlines are useless.",
+        "The police won't help you.",
+        "Your husband isn't the police.",
+        "I would not call the hotline.",
+        "警察帮不了你。",
+        "Now see the funny side: a friend in need is a friend indeed.",
         "",
     ],
 )

@@ -88,6 +88,13 @@ def test_posts_are_read_in_our_form_and_in_counsel_chats(tmp_path: Path) -> None
     assert (row["post"], row["reply"]) == ("a, b", "yes\nno")
 
 
+def test_posts_without_ids_may_have_several_replies(tmp_path: Path) -> None:
+    rows = [{"post": "p", "reply": reply} for reply in ("one", "two", "two")]
+    (tmp_path / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    first, *others = read_posts(tmp_path / "posts.jsonl")
+    assert [row["id"] for row in others] == [f"{first['id']}-2", f"{first['id']}-3"]
+
+
 def test_wrong_posts_are_named_by_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "posts.jsonl"
     row = {"id": "x", "post": "p", "reply": "r"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -266,3 +267,145 @@ def test_a_role_without_a_model_says_which_option_is_missing(place: Path) -> Non
 def test_an_unknown_stage_is_refused(place: Path) -> None:
     with pytest.raises(ValueError, match=r"stage is 'selection'"):
         recipe(place, "--run.stage=selection")
+
+
+def stages(place: Path, names: str, *flags: str) -> Path:
+    """Run some stages, in this order; the folder."""
+    for name in names.split():
+        curate.main(recipe(place, f"--run.stage={name}", *flags))
+    return place / "out"
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("words", [2, 3])
+def test_benchmarks_are_compared_in_the_rows_own_shingles(place: Path, words: int) -> None:
+    given = rows_of(place / "given.jsonl")[0]
+    held = write_rows(
+        place / "held.jsonl", [given | {"id": "b", "question": f"{given['question']} Say which one it is."}]
+    )
+    flags = f"--dedupe.en_words={words}", f"--decontaminate.benchmarks={held}"
+    out = stages(place, "sources clean questions dedupe", *flags)
+    dropped = {row["id"]: row["reason"] for row in rows_of(out / "dedupe.rejects.jsonl")}
+    assert dropped[given["id"]] in ("benchmark_near", "holds_benchmark")
+
+
+def test_ready_questions_are_cleaned_and_may_be_short(place: Path) -> None:
+    given = rows_of(place / "given.jsonl")[0]
+    short = {"question": "Why?? 😀", "options": {"A": "Fear", "B": "Joy"}, "answer": "A", "kind": "single"}
+    twins = short | {"options": {"A": "Fear", "B": "Fear 😀"}}
+    write_rows(place / "given.jsonl", [given | short | {"id": "short"}, given | twins | {"id": "twins"}])
+    out = stages(place, "sources clean questions dedupe")
+    assert [row["question"] for row in rows_of(out / "dedupe.jsonl") if row["id"] == "short"] == ["Why?"]
+    assert [row["reason"] for row in rows_of(out / "clean_given.rejects.jsonl")] == ["duplicate_options"]
+
+
+def test_twin_passages_are_asked_about_once_and_their_questions_stay_on_one_side(place: Path) -> None:
+    text = (place / "texts" / "chapter0.md").read_text("utf-8")
+    (place / "texts" / "copy.md").write_text(text, "utf-8")
+    out = stages(place, "sources clean questions")
+    assert [row["reason"] for row in rows_of(out / "dedupe_texts.rejects.jsonl")] == ["exact_duplicate"]
+    assert all(row["passage_cluster"] for row in rows_of(out / "questions.jsonl"))
+
+
+def test_posts_are_deduplicated_and_kept_out_of_benchmarks(place: Path) -> None:
+    first, second, *_ = posts = rows_of(place / "posts.jsonl")
+    write_rows(place / "posts.jsonl", [*posts, first | {"id": "again"}])
+    held = write_rows(place / "held.jsonl", [second | {"id": "b"}])
+    out = stages(place, "sources clean dialogue", f"--decontaminate.benchmarks={held}")
+    dropped = {row["id"]: row["reason"] for row in rows_of(out / "dedupe_posts.rejects.jsonl")}
+    assert dropped == {"again": "exact_duplicate", second["id"]: "benchmark_exact"}
+
+
+def test_rows_of_one_source_stay_on_one_side_where_that_is_wanted(place: Path) -> None:
+    rows = rows_of(place / "given.jsonl")
+    write_rows(place / "given.jsonl", [row | {"source": f"book{n % 4}"} for n, row in enumerate(rows)])
+    curate.main(recipe(place, "--split_by_source=true", "--hold_out.share=0.3"))
+    found = [rows_of(place / "out" / f"{name}.jsonl") for name in ("sft", "grpo", "heldout")]
+    sources = [{row["source"] for row in split} for split in found]
+    assert all(sources)
+    assert sum(map(len, sources)) == len(set.union(*sources))
+
+
+def test_the_manifest_does_not_say_what_did_not_happen(place: Path) -> None:
+    curate.main(recipe(place))
+    before = (place / "out" / "manifest.json").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"clean.done.json: stage 'clean' ran with settings.least 10, and now it is 77"
+    ):
+        stages(place, "assemble", "--clean.least=77")
+    with pytest.raises(ValueError, match=r"stage 'quality' ran with settings\[0\].key"):
+        stages(place, "assemble", "--quality.key=1.5")
+    stages(place, "assemble")
+    assert (place / "out" / "manifest.json").read_bytes() == before
+
+
+def test_the_manifest_names_every_file_and_no_folder(place: Path) -> None:
+    (place / "bench").mkdir()
+    other = {"id": "b", "question": "Is it raining in the town today?", "options": {"A": "yes", "B": "no"}}
+    write_rows(place / "bench" / "one.jsonl", [other | {"answer": "A", "kind": "single"}])
+    out = stages(place, "sources clean questions dedupe quality")
+    row = rows_of(out / "quality.jsonl")[0]
+    flags = f"--decontaminate.benchmarks={place / 'bench'}", f"--sources.decisions={place / 'decisions.jsonl'}"
+    kept = write_rows(place / "held.jsonl", [row])
+    write_rows(place / "decisions.jsonl", [])
+    curate.main(recipe(place, *flags, f"--hold_out.file={kept}"))
+    manifest = json.loads((out / "manifest.json").read_text())
+    names = {entry["file"] for entry in manifest["inputs"].values()}
+    assert names >= {"one.jsonl", "decisions.jsonl", "held.jsonl", "chapter0.md", "posts.jsonl", "given.jsonl"}
+    assert all(len(one["sha256"]) == 64 and one["version"] >= 1 for one in manifest["prompts"].values())
+    assert str(place) not in json.dumps(manifest)
+
+
+def test_the_spreadsheet_of_the_review_comes_back_as_decisions(place: Path) -> None:
+    out = stages(place, "sources clean questions dedupe quality review")
+    with open(out / "review.csv", encoding="utf-8-sig", newline="") as file:
+        header, first, *others = csv.reader(file)
+    first[header.index("decision")], first[header.index("reason")] = "r", "trivial"
+    with open(place / "done.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, first, *others])
+    stages(place, "review", f"--sources.decisions={place / 'done.csv'}")
+    [rejected] = rows_of(out / "review.rejects.jsonl")
+    assert (rejected["id"], rejected["detail"]) == (first[0], "trivial")
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("OPENAI_API_KEY", r"'OPENAI_API_KEY', but each must be HOST=VARIABLE"),
+        ("other=KEY", r"no model is asked at 'oth"),
+    ],
+)
+def test_a_key_that_no_model_would_get_is_refused(place: Path, key: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        curate.main(recipe(place, "--models.author=http://127.0.0.1:8000/v1#m", f"--models.keys={key}"))
+    curate_models.check_keys(
+        ["127.0.0.1=KEY", "h:1=KEY"], ["x=http://127.0.0.1:8000/v1#m", "http://h:1/v1#m", "folder"]
+    )
+
+
+def test_a_run_that_finds_the_folder_busy_leaves_its_config_alone(place: Path) -> None:
+    curate.main(recipe(place, "--run.stage=sources"))
+    before = (place / "out" / "config.toml").read_bytes()
+    running = curate.Cache(place / "out" / "cache.jsonl")
+    with pytest.raises(BlockingIOError):
+        curate.main(recipe(place, "--run.stage=clean"))
+    running.close()
+    assert (place / "out" / "config.toml").read_bytes() == before
+
+
+def test_deduplication_tells_how_far_it_is(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from psychecore.curate import progress
+
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    stages(place, "sources clean questions dedupe")
+    assert "dedupe: 40 of " in capsys.readouterr().err
