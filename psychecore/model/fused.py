@@ -71,7 +71,7 @@ def linear(x_TD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Ten
     product of a matrix with one column is slower than with two (bf16, on avx512 with AMX: 18.7 ms against 12.0).
     """
     if x_TD.device.type == "cpu" and 0 < len(x_TD) <= FEW_ROWS and not torch.is_grad_enabled():
-        out_TE = (weight_ED @ x_TD.T).T if len(x_TD) > 1 else (weight_ED @ x_TD.expand(2, -1).T).T[:1]
+        out_TE = (weight_ED @ x_TD.T.contiguous()).T if len(x_TD) > 1 else (weight_ED @ x_TD.expand(2, -1).T).T[:1]
         return out_TE if bias_E is None else out_TE + bias_E
     return F.linear(x_TD, weight_ED, bias_E)
 
