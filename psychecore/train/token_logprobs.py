@@ -22,7 +22,7 @@ from psychecore.model.attention import PackedAttention
 from psychecore.model.decoder import Decoder
 
 ROWS_PER_CHUNK = 2048  # larger row chunks read the head's weight less often; NOTES: below 2k its traffic dominates
-VOCABULARY_PER_CHUNK = 16_384
+VOCABULARY_PER_CHUNK = 8_192  # three buffers of rows x this in fp32 are what the loss needs beside its gradients
 
 
 def token_logprobs(
@@ -58,12 +58,19 @@ class _TokenLogprobs(torch.autograd.Function):
             )
         ctx.save_for_backward(hidden_TD, head_VD, labels_T, lse_T, entropy_T)
         ctx.temperature = temperature
+        ctx.set_materialize_grads(False)  # a loss without an entropy term then has a cheaper backward pass
         return picked_T - lse_T, entropy_T
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logprob_T: Tensor, grad_entropy_T: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(
+        ctx: Any, grad_logprob_T: Tensor | None, grad_entropy_T: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden_TD, head_VD, labels_T, lse_T, entropy_T = ctx.saved_tensors
+        if grad_logprob_T is None:
+            if grad_entropy_T is None:
+                return None, None, None, None
+            grad_logprob_T = torch.zeros_like(lse_T)
         grad_hidden_TD = torch.zeros_like(hidden_TD, dtype=lse_T.dtype)
         grad_head_VD = torch.empty_like(head_VD)
         for columns in _chunks(head_VD.shape[0], VOCABULARY_PER_CHUNK):
@@ -71,10 +78,13 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_chunk_VD = torch.zeros_like(chunk_VD, dtype=lse_T.dtype)
             for rows in _chunks(len(labels_T), ROWS_PER_CHUNK):
                 logprob_TV = _logits(hidden_TD[rows], chunk_VD, ctx.temperature).sub_(lse_T[rows, None])
-                p_TV = logprob_TV.exp()
                 # d z = -p (g_logprob + g_entropy (log p + entropy)), plus g_logprob at the label
-                slope_TV = logprob_TV.add_(entropy_T[rows, None]).mul_(grad_entropy_T[rows, None])
-                slope_TV = slope_TV.add_(grad_logprob_T[rows, None]).mul_(p_TV).neg_()
+                if grad_entropy_T is None:
+                    slope_TV = logprob_TV.exp_().mul_(-grad_logprob_T[rows, None])
+                else:
+                    p_TV = logprob_TV.exp()
+                    slope_TV = logprob_TV.add_(entropy_T[rows, None]).mul_(grad_entropy_T[rows, None])
+                    slope_TV = slope_TV.add_(grad_logprob_T[rows, None]).mul_(p_TV).neg_()
                 _add_at_labels(slope_TV, labels_T[rows], columns, grad_logprob_T[rows])
                 slope_TV = slope_TV.div_(ctx.temperature).to(hidden_TD.dtype)
                 grad_hidden_TD[rows] += slope_TV @ chunk_VD
@@ -100,8 +110,8 @@ def _statistics(
         exp_TV = logits_TV.exp()
         # sums of p and of p * (z - top); shifting the top moves the second by (shift) * (first)
         shift_T = torch.where(shrink_T > 0, top_T - new_top_T, torch.zeros_like(top_T))
-        weighted_T = (weighted_T + shift_T * sum_T) * shrink_T + (exp_TV.mul_(logits_TV)).sum(1)
-        sum_T = sum_T * shrink_T + logits_TV.exp_().sum(1)
+        weighted_T, sum_T = (weighted_T + shift_T * sum_T) * shrink_T, sum_T * shrink_T + exp_TV.sum(1)
+        weighted_T += exp_TV.mul_(logits_TV).sum(1)
         top_T = new_top_T
     log_sum_T = sum_T.log()
     return top_T + log_sum_T, log_sum_T - weighted_T / sum_T, picked_T
