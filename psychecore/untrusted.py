@@ -7,6 +7,7 @@ beyond 4,300 digits, deep nesting). Here every failure is a ValueError, and what
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -21,7 +22,9 @@ def parse_json(text: str, unique_keys: bool = False) -> Any:
     """The value of a JSON text. Raises ValueError, in one line of bounded length, for all that is wrong with it."""
     hook = _unique if unique_keys else None
     try:
-        value = json.loads(text, parse_constant=_no_number, parse_int=_integer, object_pairs_hook=hook)
+        value = json.loads(
+            text, parse_constant=_no_number, parse_int=_integer, parse_float=_float, object_pairs_hook=hook
+        )
         if _SURROGATE.search(text):  # an escape is the only way in; a pair of them is a character
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
@@ -69,6 +72,13 @@ def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"a number of {len(digits):,} digits is too long")
     return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):  # Python would write it as Infinity, which is no JSON
+        raise ValueError(f"{digits:.80} is too large for a number")
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

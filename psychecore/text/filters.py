@@ -18,8 +18,9 @@ from jinja2.defaults import DEFAULT_FILTERS, DEFAULT_TESTS
 
 from psychecore.text.meter import NODE, Meter, TooMuchWork, size
 
-FREE = ("abs", "count", "d", "default", "first", "float", "int", "last", "length")  # read no more than they are handed
-WHOLE = ("capitalize", "dictsort", "e", "escape", "lower", "safe", "string", "title", "upper")  # read all of it
+FREE = ("abs", "count", "d", "default", "first", "last", "length")  # read no more than they are handed
+WHOLE = ("dictsort", "float", "int")  # read all of it
+WRITTEN = ("capitalize", "e", "escape", "lower", "safe", "string", "title", "upper")  # take it as a text
 EACH = ("items", "list", "map", "reject", "rejectattr", "reverse", "select", "selectattr")  # read element by element
 SORTS = ("join", "max", "min", "sort", "unique")  # read elements whole, and several times
 TESTS = (
@@ -45,6 +46,7 @@ def metered_filters(meter: Meter) -> dict[str, Function]:
     metered: dict[str, Function] = {
         **{name: jinja[name] for name in FREE},
         **{name: _whole(meter, jinja[name]) for name in WHOLE},
+        **{name: _written(meter, jinja[name]) for name in WRITTEN},
         **{name: _each(meter, jinja[name]) for name in EACH},
         **{name: _each(meter, jinja[name], sorts=True) for name in SORTS},
         **_own_filters(meter),
@@ -92,8 +94,7 @@ def text_method(meter: Meter, name: str, text: str, args: tuple[Any, ...], kwarg
 
 def replace(meter: Meter, value: Any, old: str, new: str, count: int = -1) -> str:
     """str.replace, paid by the length of the result."""
-    meter.weigh([value, old, new])
-    text, old, new = str(value), str(old), str(new)
+    text, old, new = (meter.string(part) for part in (value, old, new))
     meter.charge(size(new) * text.count(old))
     return text.replace(old, new, count)
 
@@ -123,6 +124,14 @@ def _whole(meter: Meter, function: Function, any_value: bool = False) -> Functio
         return function(*args, **kwargs)
 
     return _passing_like(function, weighed)
+
+
+def _written(meter: Meter, function: Function) -> Function:
+    def written(value: Any, *args: Any, **kwargs: Any) -> Any:
+        meter.weigh([list(args), kwargs])
+        return function(value if isinstance(value, str) else meter.string(value), *args, **kwargs)
+
+    return _passing_like(function, written)
 
 
 def _each(meter: Meter, function: Function, sorts: bool = False) -> Function:
@@ -157,10 +166,10 @@ def _own_filters(meter: Meter) -> dict[str, Any]:
     """Filters whose arguments set the size of the result."""
 
     def indent(value: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-        meter.weigh([value, width])
-        wide = len(width) if isinstance(width, str) else width
-        meter.charge(4 * wide * (1 + len(str(value).splitlines())))
-        return DEFAULT_FILTERS["indent"](value, width, first, blank)
+        meter.weigh(width)
+        wide, text = len(width) if isinstance(width, str) else width, meter.string(value)
+        meter.charge(4 * wide * (1 + len(text.splitlines())))
+        return DEFAULT_FILTERS["indent"](text, width, first, blank)
 
     def round_off(value: Any, precision: int = 0, method: str = "common") -> Any:
         if abs(precision) > 20:
@@ -177,13 +186,12 @@ def _own_filters(meter: Meter) -> dict[str, Any]:
         # jinja's own filter escapes for HTML, which no chat template means
         if (indent or 0) > 16 or (separators and max(map(len, separators)) > 8):
             raise TooMuchWork(f"tojson with indent {indent!r:.80} would build something too large")
-        meter.charge((indent or 0) * meter.weigh(value))
+        meter.charge((6 + (indent or 0)) * meter.weigh(value))  # a control character is written as \\u0000
         options: dict[str, Any] = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
         return meter.text(json.dumps(value, ensure_ascii=ensure_ascii, **options))
 
     def trim(value: Any, chars: str | None = None) -> str:
-        meter.weigh(value)
-        return text_method(meter, "strip", str(value), () if chars is None else (chars,), {})
+        return text_method(meter, "strip", meter.string(value), () if chars is None else (chars,), {})
 
     return {
         "indent": indent,

@@ -68,6 +68,13 @@ class Meter:
         self.charge(price)
         return price
 
+    def string(self, value: Any) -> str:
+        """str(value), paid beforehand: a text inside a list is written with escapes, up to 10 characters for one."""
+        price = self.weigh(value)
+        if not isinstance(value, str):
+            self.charge(4 * price)
+        return str(value)
+
     def listed(self, items: Iterable[Any]) -> list[Any]:
         """The items as a list, each paid before the next is asked for."""
         found = []

@@ -29,7 +29,7 @@ from psychecore.text.filters import TEXT_METHODS, braces, counted, metered_filte
 from psychecore.text.meter import NODE, Meter, TooMuchWork, size
 
 MAX_SOURCE = 200_000  # characters; the longest templates of published models have some tens of thousands
-MAX_NODES = 20_000  # of the syntax tree, which bounds the time to compile it; Qwen3's has 355
+MAX_NODES = 5_000  # of the syntax tree, which bounds the time to compile it; Qwen3's has 355
 LOOP = ("changed", "cycle", "depth", "depth0", "first", "index", "index0", "last", "length", "nextitem", "previtem")
 ATTRIBUTES: dict[type, tuple[str, ...]] = {
     str: TEXT_METHODS,
@@ -126,8 +126,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def _output(self, value: Any) -> Any:
-        self.meter.weigh(value)
-        return value
+        return self.meter.string(value)
 
     def _concat(self, pieces: Iterable[str]) -> str:
         pieces = list(pieces)
@@ -149,8 +148,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return part
 
     def _join(self, *values: Any) -> str:
-        self.meter.weigh(list(values))
-        return self.meter.text("".join(map(str, values)))
+        return self.meter.text("".join(map(self.meter.string, values)))
 
 
 class _Rewriter(NodeTransformer):
@@ -174,7 +172,12 @@ class _Rewriter(NodeTransformer):
             node.test = nodes.And(turn, node.test, lineno=node.lineno)
         return node
 
-    visit_For = visit_Macro = visit_CallBlock = visit_Block = _body
+    visit_For = visit_Macro = visit_CallBlock = _body
+
+    def visit_Block(self, node: Any) -> Any:
+        if node.scoped:  # copies all names each time that it is met
+            raise jinja2.TemplateSyntaxError("a scoped block, which no chat template needs", node.lineno)
+        return self._body(node)
 
     def visit_Getitem(self, node: Any) -> nodes.Node:
         node = self.generic_visit(node)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,8 +183,7 @@ class _Disguise:
     """Exchanges characters of messages that are, or at a field's edge could become, part of a special token."""
 
     def __init__(self, messages: list[Message], specials: list[str]):
-        text = "".join(str(value) for message in messages for value in message.values())
-        used = set(text)
+        used = set("".join(_texts_in(messages)))
         chars = sorted(set("".join(specials)))
         block = next((b for b in PRIVATE_BLOCKS if not any(chr(b + i) in used for i in range(len(chars)))), None)
         if block is None or len(chars) > 0x100:
@@ -196,14 +195,20 @@ class _Disguise:
         self._longest = max(map(len, specials), default=0)
 
     def apply(self, message: Message) -> dict[str, Any]:
-        return {key: self._field(value) if key != "role" else value for key, value in message.items()}
+        return {key: self._nested(value) if key != "role" else value for key, value in message.items()}
 
     def restore(self, text: str) -> str:
         return text.translate(self._back)
 
-    def _field(self, text: Any) -> Any:
-        if not isinstance(text, str):
-            return text
+    def _nested(self, value: Any) -> Any:
+        """Texts inside tool calls and the like are no safer than contents: a template writes them as well."""
+        if isinstance(value, dict):
+            return {self._nested(key): self._nested(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._nested(item) for item in value]
+        return self._field(value) if isinstance(value, str) else value
+
+    def _field(self, text: str) -> str:
         text = self._whole.sub(lambda match: match.group().translate(self._to), text)
         core = text.strip()
         start = text.find(core) if core else 0
@@ -214,6 +219,19 @@ class _Disguise:
         right = max((k for s in self._specials for k in range(1, len(s)) if core.endswith(s[:k])), default=0)
         middle = core[left : len(core) - right]
         return head + core[:left].translate(self._to) + middle + core[len(core) - right :].translate(self._to) + tail
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """All texts of a JSON value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts_in(key)
+            yield from _texts_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts_in(item)
 
 
 def _spans(text: str, header: str, stop: re.Pattern[str], turns: list[str]) -> list[tuple[str, bool]]:

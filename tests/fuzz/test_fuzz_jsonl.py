@@ -127,6 +127,7 @@ def test_a_row_with_a_foreign_value_is_read_or_refused(kind: str, data: st.DataO
         ('"AC"', "9" * 5000, "a number of 5,000 digits is too long"),
         ('"test"', "NaN", "NaN is no JSON number"),
         ("null", "-Infinity", "-Infinity is no JSON number"),
+        ("null", "-1e999", "-1e999 is too large for a number"),
         ('"area"', '"id"', "key 'id' stands twice"),
         ('"C": "anchoring"', '"A": "anchoring"', "key 'A' stands twice"),
         ('"q1"', r'"\ud800"', "lone surrogate"),

@@ -91,6 +91,7 @@ CHAIN = "{% set ns = namespace(x=(1,)) %}{% for i in range(2000) %}{% set ns.x =
 BIG = "{% set b = 'ab' * 400000 %}"
 EVER = "{% for i in range(1000000) %}"
 END = "{% endfor %}"
+NULS = "{% set b = '\\0' * 1300000 %}"  # a third of the small purse, whose escapes take more than the rest
 HOSTILE = {
     "loops in loops": "{% for a in range(1000000) %}{% for b in range(1000000) %}{% endfor %}{% endfor %}",
     "loops whose test refuses all": EVER + "{% for b in range(1000000) if b < 0 %}{% endfor %}" + END,
@@ -140,6 +141,16 @@ HOSTILE = {
     "a wide format by a field": "{{ '{:>{}}'.format(1, 1000000000) }}",
     "a wide format_map": "{{ '{a:>1000000000}'.format_map({'a': 1}) }}",
     "many fields": BIG + "{{ ('{0}' * 10000).format(b) }}",
+    "escapes in json": NULS + "{{ [b] | tojson | length }}",
+    "escapes in a list": NULS + "{{ [b, b] | string | length }}{{ [b, b] | upper | length }}",
+    "escapes in a list, written": NULS + "{{ [b, b] }}",
+    "escapes in a list, joined": NULS + "{{ [b, b] ~ '' }}",
+    "digits read again and again": "{% set b = 'ff' * 40000 %}{% for i in range(99999) %}{% set x = b | int(base=16) %}"
+    "{% endfor %}",
+    "floats read again and again": "{% set b = '9' * 80000 %}{% for i in range(99999) %}{% set x = b | float %}"
+    "{% endfor %}",
+    "a scoped block": "{% for i in range(9) %}{% block b scoped %}{% endblock %}{% endfor %}",
+    "names set on condition": "".join("{% if a %}{% set v" + str(i) + " = 1 %}{% endif %}" for i in range(3300)),
     "tojson indented": "{{ [[1]] | tojson(indent=1000000000) }}",
     "tojson with long separators": BIG + "{{ range(1000) | list | tojson(separators=(b, b)) }}",
     "a macro that calls itself": "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}",
@@ -218,13 +229,15 @@ def test_a_template_that_runs_wild_is_refused_soon(case: str) -> None:
 
 def test_time_and_memory_are_bounded_at_the_real_limits() -> None:
     cases = ["loops in loops", "texts that are kept", "shared lists, written"]
+    cases += ["{% set b = '\\0' * 190000000 %}{{ [b] | tojson | length }}{{ [b, b] | string | length }}"]
     code = (
         "import time, torch\n"
         "from psychecore.train.metrics import peak_memory_gib\n"
         "from tests.text.test_template import ASK, HOSTILE, ChatTemplate\n"
-        f"for case in {cases}:\n"
+        f"for case in {cases!r}:\n"
         "    start = time.process_time()\n"
-        "    try: ChatTemplate(HOSTILE[case], {}).render(ASK, False)\n"
+        "    source = HOSTILE[case] if case in HOSTILE else case\n"
+        "    try: ChatTemplate(source, {}).render(ASK, False)\n"
         "    except ValueError: pass\n"
         "    print(time.process_time() - start, peak_memory_gib(torch.device('cpu')))\n"
     )
