@@ -97,7 +97,8 @@ def grpo(options: argparse.Namespace) -> list[float]:
     policy, reference = pc.load_model(MODEL, dtype), pc.load_model(MODEL, dtype).requires_grad_(False)
     sampler = pc.Sampler(policy, pc.load_tokenizer(MODEL), max_slots=PROMPTS * SAMPLES)
     optimizer = Optimizer(policy, OptimizerConfig(), options.steps + 1)
-    config = GrpoConfig(PROMPTS, SAMPLES, mini_batches=1, loss=LossConfig(kl_coefficient=0.001))
+    loss = LossConfig(kl_coefficient=0.001)
+    config = GrpoConfig(PROMPTS, SAMPLES, mini_batches=1, token_budget=2048, loss=loss)
     rates = []
     for step in range(options.steps + 1):
         start = time.perf_counter()
