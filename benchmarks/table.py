@@ -14,7 +14,8 @@ from measure import RESULTS
 
 from psychecore.durable import replace_file
 
-DOCS = RESULTS.parents[1] / "docs"
+REPO = RESULTS.parents[1]
+DOCS, README = REPO / "docs", REPO / "README.md"
 ROLLOUTS = {
     "group32": ("rollouts, 4 prompts x 8 samples x 128 tokens", "3x transformers, 1.2x llama.cpp"),
     "group64": ("the same with 64 sequences", "3x, 1.2x"),
@@ -25,11 +26,22 @@ ROLLOUTS = {
 
 
 def main() -> None:
-    """Print the table, in Markdown as README has it, and write the plots."""
-    print("| what | target | measured |\n|---|---|---|")
-    for what, target, measured in rows():
-        print(f"| {what} | {target} | {measured} |")
+    """Print the table, put it into README, and write the plots."""
+    lines_ = ["| what | target | measured |", "|---|---|---|"]
+    lines_ += [f"| {what} | {target} | {measured} |" for what, target, measured in rows()]
+    table = "\n".join(lines_) + "\n"
+    print(table, end="")
+    replace_file(README, [put(README.read_text(encoding="utf-8"), "speed", table)])
     plots()
+
+
+def put(page: str, name: str, table: str) -> str:
+    """The page with the table between <!-- name --> and <!-- end -->. Raises ValueError where it has no such place."""
+    before, mark, rest = page.partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if not end:
+        raise ValueError(f"the page has no place for the table {name!r}")
+    return before + mark + table + end + after
 
 
 def rows() -> Iterator[tuple[str, str, str]]:

@@ -18,6 +18,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from arms import ARMS, KNOBS, MAIN, SEEDS  # noqa: E402
 from chart import intervals, lines  # noqa: E402
+from table import put  # noqa: E402
 
 from psychecore.durable import replace_file  # noqa: E402
 from psychecore.evaluate.choice import wilson_interval  # noqa: E402
@@ -33,11 +34,7 @@ def main() -> None:
     rows = read()
     page = PAGE.read_text(encoding="utf-8")
     for name, table in {"main": main_table(rows), "differences": differences(rows), "knobs": knob_table(rows)}.items():
-        before, mark, rest = page.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition("<!-- end -->")
-        if not end:
-            raise SystemExit(f"{PAGE} has no place for the table {name}")
-        page = before + mark + table + end + after
+        page = put(page, name, table)
     replace_file(PAGE, [page])
     for task in sorted({task for task, _ in rows}):
         replace_file(PAGE.parent / f"reproduction_{task}.svg", [accuracy_chart(rows, task)])
