@@ -112,7 +112,7 @@ def select(task: Task, seed: int, folder: Path) -> dict[str, list[Question]]:
         ]
         stage = SelectStage(selectors, SelectConfig(max_new_tokens=40))
         rows = [question.to_row() for question in task.pool]
-        answered = [row for outcome in stage.batch(rows) for row in outcome.rows]
+        answered = [row for outcome in stage.batch(rows) for row in outcome.kept]
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in answered)
         replace_file(out / "answered.jsonl", lines)
         divide(out / "answered.jsonl", out, DivideConfig(seed=seed))
