@@ -5,10 +5,12 @@ Templates come with the model folder and are not trusted; psychecore/text/templa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypedDict
 
 import jinja2
 
+from psychecore.text.meter import MAX_DEPTH
 from psychecore.text.template import Sandbox
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -34,8 +36,23 @@ def check_messages(messages: Any) -> None:
         content = message.get("content")
         if not isinstance(content, str):
             raise ValueError(f"message {index} has content {content!r:.80}, but must be a text")
-        if any("\ud800" <= char <= "\udfff" for char in content):
+        try:
+            texts = "".join(texts_in(message))
+        except RecursionError:
+            raise ValueError(f"message {index} nests lists deeper than {MAX_DEPTH}") from None
+        if any("\ud800" <= char <= "\udfff" for char in texts):
             raise ValueError(f"message {index} holds a lone surrogate, which is no Unicode text")
+
+
+def texts_in(value: Any, depth: int = 0) -> Iterator[str]:
+    """All texts of a JSON value, keys too. Raises RecursionError for lists in lists beyond what a template may read."""
+    if depth > MAX_DEPTH:
+        raise RecursionError
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
+            yield from texts_in(item, depth + 1)
 
 
 def split_think(text: str) -> tuple[str | None, str]:

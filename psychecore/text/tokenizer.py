@@ -11,14 +11,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from psychecore.text.chat import ChatTemplate, Message, check_messages
+from psychecore.text.chat import ChatTemplate, Message, check_messages, texts_in
 from psychecore.untrusted import MAX_JSON, read_json, within
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -183,7 +183,7 @@ class _Disguise:
     """Exchanges characters of messages that are, or at a field's edge could become, part of a special token."""
 
     def __init__(self, messages: list[Message], specials: list[str]):
-        used = set("".join(_texts_in(messages)))
+        used = set("".join(texts_in(messages)))
         chars = sorted(set("".join(specials)))
         block = next((b for b in PRIVATE_BLOCKS if not any(chr(b + i) in used for i in range(len(chars)))), None)
         if block is None or len(chars) > 0x100:
@@ -203,10 +203,17 @@ class _Disguise:
     def _nested(self, value: Any) -> Any:
         """Texts inside tool calls and the like are no safer than contents: a template writes them as well."""
         if isinstance(value, dict):
-            return {self._nested(key): self._nested(item) for key, item in value.items()}
+            return {self._key(key): self._nested(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [self._nested(item) for item in value]
         return self._field(value) if isinstance(value, str) else value
+
+    def _key(self, key: Any) -> Any:
+        """Names such as "type" are what a template looks up, and no piece that could complete a token: only whole
+        tokens in them are exchanged."""
+        if isinstance(key, str) and key.isidentifier():
+            return self._whole.sub(lambda match: match.group().translate(self._to), key)
+        return self._nested(key)
 
     def _field(self, text: str) -> str:
         text = self._whole.sub(lambda match: match.group().translate(self._to), text)
@@ -219,19 +226,6 @@ class _Disguise:
         right = max((k for s in self._specials for k in range(1, len(s)) if core.endswith(s[:k])), default=0)
         middle = core[left : len(core) - right]
         return head + core[:left].translate(self._to) + middle + core[len(core) - right :].translate(self._to) + tail
-
-
-def _texts_in(value: Any) -> Iterator[str]:
-    """All texts of a JSON value, keys too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _texts_in(key)
-            yield from _texts_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _texts_in(item)
 
 
 def _spans(text: str, header: str, stop: re.Pattern[str], turns: list[str]) -> list[tuple[str, bool]]:
