@@ -19,8 +19,8 @@ from jinja2.defaults import DEFAULT_FILTERS, DEFAULT_TESTS
 from psychecore.text.meter import NODE, Meter, TooMuchWork, size
 
 FREE = ("abs", "count", "d", "default", "first", "last", "length")  # read no more than they are handed
-WHOLE = ("dictsort", "float", "int")  # read all of it
-WRITTEN = ("capitalize", "e", "escape", "lower", "safe", "string", "title", "upper")  # take it as a text
+WHOLE = ("dictsort", "float")  # read all of it
+WRITTEN = ("capitalize", "lower", "string", "upper")  # take it as a text
 EACH = ("items", "list", "map", "reject", "rejectattr", "reverse", "select", "selectattr")  # read element by element
 SORTS = ("join", "max", "min", "sort", "unique")  # read elements whole, and several times
 TESTS = (
@@ -36,6 +36,8 @@ TEXT_METHODS = (
 )
 FORMATS = re.compile(r"%(?:%|(?:\(\w{1,40}\))?0?\d?(?:\.\d)?[sdf])")  # "%s", "%02d", "%.1f": no width that costs
 SORT_PASSES = 20  # comparisons of an element in a sort of a million
+PART = NODE // 2  # units for a character of a text that may be cut into as many texts
+MAX_BITS = 4096  # of a number
 
 Function = Callable[..., Any]
 
@@ -104,7 +106,7 @@ def percent(meter: Meter, form: str, values: Any) -> None:
     meter.charge(size(form))
     if "%" in FORMATS.sub("", form):
         raise TooMuchWork(f"format {form!r:.80} has more than %s, %d and %f")
-    meter.charge(len(FORMATS.findall(form)) * (meter.weigh(values) + 400))  # %f of 1e308 has 309 digits
+    meter.charge(len(FORMATS.findall(form)) * (10 * meter.weigh(values) + 400))  # %f of 1e308 has 309 digits
 
 
 def braces(meter: Meter, form: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -113,7 +115,7 @@ def braces(meter: Meter, form: str, args: tuple[Any, ...], kwargs: dict[str, Any
     fields = meter.listed(string.Formatter().parse(form))
     if any(spec and re.search(r"{|\d{4}", spec) for _, _, spec, _ in fields):
         raise TooMuchWork(f"format {form!r:.80} would build something too large")
-    meter.charge(len(fields) * (meter.weigh([list(args), kwargs]) + 1000))
+    meter.charge(len(fields) * (10 * meter.weigh([list(args), kwargs]) + 1000))  # escapes of what stands in lists
 
 
 def _whole(meter: Meter, function: Function, any_value: bool = False) -> Function:
@@ -168,8 +170,26 @@ def _own_filters(meter: Meter) -> dict[str, Any]:
     def indent(value: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
         meter.weigh(width)
         wide, text = len(width) if isinstance(width, str) else width, meter.string(value)
+        meter.charge(PART * len(text))
         meter.charge(4 * wide * (1 + len(text.splitlines())))
         return DEFAULT_FILTERS["indent"](text, width, first, blank)
+
+    def title(value: Any) -> str:
+        text = meter.string(value)
+        meter.charge(PART * len(text))
+        return str(DEFAULT_FILTERS["title"](text))
+
+    def escape(value: Any) -> str:
+        text = meter.string(value)
+        meter.charge(5 * size(text))
+        return str(DEFAULT_FILTERS["escape"](text))  # plain: the methods of a Markup are none of text_method's
+
+    def whole_number(value: Any, default: Any = 0, base: int = 10) -> Any:
+        meter.weigh(value)
+        number = DEFAULT_FILTERS["int"](value, default, base)
+        if isinstance(number, int) and number.bit_length() > MAX_BITS:
+            raise TooMuchWork(f"a number of {number.bit_length():,} bits is too large")
+        return number
 
     def round_off(value: Any, precision: int = 0, method: str = "common") -> Any:
         if abs(precision) > 20:
@@ -194,9 +214,14 @@ def _own_filters(meter: Meter) -> dict[str, Any]:
         return text_method(meter, "strip", meter.string(value), () if chars is None else (chars,), {})
 
     return {
+        "e": escape,
+        "escape": escape,
         "indent": indent,
+        "int": whole_number,
         "replace": partial(replace, meter),
         "round": round_off,
+        "safe": meter.string,
+        "title": title,
         "tojson": tojson,
         "trim": trim,
     }

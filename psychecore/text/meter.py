@@ -72,7 +72,7 @@ class Meter:
         """str(value), paid beforehand: a text inside a list is written with escapes, up to 10 characters for one."""
         price = self.weigh(value)
         if not isinstance(value, str):
-            self.charge(4 * price)
+            self.charge(10 * price)
         return str(value)
 
     def listed(self, items: Iterable[Any]) -> list[Any]:

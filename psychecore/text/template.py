@@ -29,6 +29,7 @@ from psychecore.text.filters import TEXT_METHODS, braces, counted, metered_filte
 from psychecore.text.meter import NODE, Meter, TooMuchWork, size
 
 MAX_SOURCE = 200_000  # characters; the longest templates of published models have some tens of thousands
+MAX_NAMES = 500  # that it sets: jinja2 compiles each condition in the time of all of them
 MAX_NODES = 5_000  # of the syntax tree, which bounds the time to compile it; Qwen3's has 355
 LOOP = ("changed", "cycle", "depth", "depth0", "first", "index", "index0", "last", "length", "nextitem", "previtem")
 ATTRIBUTES: dict[type, tuple[str, ...]] = {
@@ -156,11 +157,16 @@ class _Rewriter(NodeTransformer):
 
     def __init__(self) -> None:
         self.seen = 0  # nodes, so that a body's number is a difference
+        self.names: set[str] = set()
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         self.seen += 1
         if self.seen > MAX_NODES:
             raise jinja2.TemplateSyntaxError(f"it has more than {MAX_NODES:,} syntax nodes", node.lineno)
+        if isinstance(node, nodes.Name) and node.ctx != "load":
+            self.names.add(node.name)
+            if len(self.names) > MAX_NAMES:
+                raise jinja2.TemplateSyntaxError(f"it sets more than {MAX_NAMES} names", node.lineno)
         return super().visit(node, *args, **kwargs)
 
     def _body(self, node: Any) -> Any:
@@ -216,7 +222,9 @@ def _range(*arguments: int) -> range:
     return values
 
 
-def _raise(message: str) -> NoReturn:
+def _raise(message: Any) -> NoReturn:
+    if not isinstance(message, str):
+        raise TooMuchWork(f"raise_exception takes a text, not a {type(message).__name__}")
     raise jinja2.TemplateError(message)
 
 

@@ -92,6 +92,7 @@ BIG = "{% set b = 'ab' * 400000 %}"
 EVER = "{% for i in range(1000000) %}"
 END = "{% endfor %}"
 NULS = "{% set b = '\\0' * 1300000 %}"  # a third of the small purse, whose escapes take more than the rest
+UPPER = "{% for i in range(99999) %}{% set x = b.upper() %}{% endfor %}"
 HOSTILE = {
     "loops in loops": "{% for a in range(1000000) %}{% for b in range(1000000) %}{% endfor %}{% endfor %}",
     "loops whose test refuses all": EVER + "{% for b in range(1000000) if b < 0 %}{% endfor %}" + END,
@@ -149,6 +150,16 @@ HOSTILE = {
     "{% endfor %}",
     "floats read again and again": "{% set b = '9' * 80000 %}{% for i in range(99999) %}{% set x = b | float %}"
     "{% endfor %}",
+    "a text cut into its words": "{{ ('ab ' * 300000) | title }}",
+    "a text cut into its lines": "{{ ('\\n' * 300000) | indent }}",
+    "methods of what is safe": "{% set b = ('a' * 100000) | safe %}" + UPPER,
+    "methods of what is escaped": "{% set b = ('a' * 100000) | e %}" + UPPER,
+    "quotes escaped": "{{ ('\"' * 1300000) | e | length }}",
+    "escapes in an error": NULS + "{{ raise_exception([b]) }}",
+    "escapes in %": NULS + "{{ '%s' % [[b]] }}",
+    "escapes in a format": NULS + "{{ '{}'.format([b]) }}",
+    "a number of many bits": "{% set x = ('f' * 100000) | int(base=16) %}{{ -x }}",
+    "many names": "{% set " + ", ".join(f"v{i}" for i in range(600)) + " = x %}",
     "a scoped block": "{% for i in range(9) %}{% block b scoped %}{% endblock %}{% endfor %}",
     "names set on condition": "".join("{% if a %}{% set v" + str(i) + " = 1 %}{% endif %}" for i in range(3300)),
     "tojson indented": "{{ [[1]] | tojson(indent=1000000000) }}",
