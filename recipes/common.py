@@ -23,6 +23,7 @@ from psychecore.runtime import Runtime, fast_dtype, gather_json
 from psychecore.text.tokenizer import Tokenizer
 from psychecore.train.finite import NonFiniteError, count_nonfinite
 from psychecore.train.sharding import ShardingConfig, gathered, make_mesh, sharder
+from psychecore.untrusted import read_json
 
 
 def option(default: Any, text: str) -> Any:
@@ -141,8 +142,22 @@ def load_frozen(path: str, dtype: torch.dtype, sharding: ShardingConfig, runtime
 
 def evaluated(folder: Path, label: str) -> bool:
     """Whether evaluation.json of the run folder has this entry already."""
+    return label in read_evaluation(folder)
+
+
+def evaluated_on_first(folder: Path, label: str, runtime: Runtime) -> bool:
+    """What `evaluated` says on the first rank (a collective): ranks that saw the file differently would part here."""
+    found = False
+    with runtime.together("reading evaluation.json"):
+        if runtime.first:
+            found = evaluated(folder, label)
+    return gather_json(found, runtime.device)[0]
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """The run folder's evaluation.json, empty where there is none. Raises ValueError naming a damaged file."""
     path = folder / "evaluation.json"
-    return path.exists() and label in json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path) if path.exists() else {}
 
 
 def evaluate_sets(
@@ -175,11 +190,11 @@ def evaluate_sets(
 
 def record_evaluation(folder: Path, label: str, step: int, reports: dict[str, ChoiceReport], runtime: Runtime) -> None:
     """Put the reports into evaluation.json of the run folder, one entry a label ("before", "after", ...)."""
-    if runtime.first and reports:
-        path = folder / "evaluation.json"
-        rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        rows[label] = {"step": step, "sets": {name: report.to_row() for name, report in reports.items()}}
-        replace_file(path, [json.dumps(rows, indent=2) + "\n"])
+    with runtime.together("writing evaluation.json"):
+        if runtime.first and reports:
+            rows = read_evaluation(folder)
+            rows[label] = {"step": step, "sets": {name: report.to_row() for name, report in reports.items()}}
+            replace_file(folder / "evaluation.json", [json.dumps(rows, indent=2) + "\n"])
 
 
 def evaluation_due(run: RunOptions, step: int, total_steps: int) -> bool:

@@ -22,7 +22,7 @@ from common import (
     ModelOptions,
     RunOptions,
     evaluate_sets,
-    evaluated,
+    evaluated_on_first,
     evaluation_due,
     load_policy,
     option,
@@ -100,7 +100,7 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
     peak = matmul_peak(runtime, policy.compute_dtype)
 
     def evaluate(label: str, step: int) -> None:
-        if heldout and not (first_step and evaluated(folder, label)):
+        if heldout and not (first_step and evaluated_on_first(folder, label, runtime)):
             runtime.say(f"held-out accuracy {label} (step {step}):")
             with runtime.phase("evaluation"):
                 reports = evaluate_sets(policy, tokenizer, heldout, config.evaluation, 64, runtime)
