@@ -37,7 +37,7 @@ class ModelOptions:
 
     path: str = field(metadata={"help": "Hugging Face folder or hub id, such as Qwen/Qwen2.5-7B-Instruct"})
     dtype: Literal["auto", "bfloat16", "float32"] = option(
-        "auto", "dtype of computing; auto: bfloat16 where it is fast, else float32; masters are always fp32"
+        "auto", "dtype of computing; auto: bfloat16 where a run begins and it is fast, else float32; masters are fp32"
     )
     checkpoint_activations: bool = option(False, "keep only each layer's input for backward: less memory, more compute")
 

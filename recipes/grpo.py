@@ -35,7 +35,7 @@ from common import (
     steps_of,
 )
 from planning import warn_if_too_large
-from run_folder import check_hashes, end_step, hash_inputs, open_run_folder, resume
+from run_folder import check_hashes, end_step, hash_inputs, open_run_folder, resume, settle_dtype
 
 from psychecore.data.prompts import question_messages
 from psychecore.data.records import Question, read_questions
@@ -128,6 +128,7 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         model_folders = [model_folder] + ([local_folder(config.reference.path)] if config.reference.path else [])
         tokenizer = load_tokenizer(model_folder)
         prompts = encode(questions, tokenizer, config.data.max_prompt_tokens)
+    config = settle_dtype(config, runtime)
     folder, train, config_text = config.run.folder, config.train, dump_config(config)
     open_run_folder(folder, config_text, runtime)
     inputs = hash_inputs(model_folders, [config.data.train, *map(Path, config.evaluation.files)], runtime)

@@ -30,7 +30,7 @@ from common import (
     steps_of,
 )
 from planning import warn_if_too_large
-from run_folder import end_step, hash_inputs, open_run_folder, resume
+from run_folder import end_step, hash_inputs, open_run_folder, resume, settle_dtype
 from tqdm import tqdm
 
 from psychecore.data.records import Conversation, read_conversations
@@ -77,6 +77,7 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
         model_folder = local_folder(config.model.path)
         tokenizer = load_tokenizer(model_folder)
         conversations = encode(rows, tokenizer, config.train.max_length, runtime)
+    config = settle_dtype(config, runtime)
     folder, config_text = config.run.folder, dump_config(config)
     open_run_folder(folder, config_text, runtime)
     inputs = hash_inputs([model_folder], [config.data.train, *map(Path, config.evaluation.files)], runtime)

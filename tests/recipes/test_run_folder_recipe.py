@@ -1,0 +1,52 @@
+"""What a recipe holds its run folder to: the dtype it began with, and files that are named where they are damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import common
+import pytest
+import torch
+from cli import dump_config, load_config
+from recipe_flags import recipe_flags
+from run_folder import open_run_folder, settle_dtype
+from sft import SftRecipe
+
+from psychecore.runtime import Runtime
+
+ALONE = Runtime(0, 1, torch.device("cpu"))
+
+
+def sft(folder: Path, *flags: str) -> SftRecipe:
+    return load_config(SftRecipe, recipe_flags("sft", folder, "run", flags), None)
+
+
+def test_auto_goes_on_in_the_dtype_that_the_run_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = sft(tmp_path, "--model.dtype", "auto")
+    monkeypatch.setattr(common, "fast_dtype", lambda device: torch.bfloat16)
+    begun = settle_dtype(auto, ALONE)
+    assert begun.model.dtype == "bfloat16"
+    open_run_folder(auto.run.folder, dump_config(begun), ALONE)
+    monkeypatch.setattr(common, "fast_dtype", lambda device: torch.float32)  # the machine is busy now
+    assert settle_dtype(auto, ALONE) == begun
+    with pytest.raises(ValueError, match="holds a run with another configuration"):
+        open_run_folder(auto.run.folder, dump_config(sft(tmp_path, "--model.dtype", "float32")), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = [", r"config\.toml'?: Invalid value"),
+        ("", r"config\.toml is damaged: run is no table"),
+        ("run = 3", r"config\.toml is damaged: run is no table"),
+        ("[run]\n[model]\n[[train]]", r"config\.toml is damaged: train is no table"),
+    ],
+)
+def test_a_damaged_configuration_is_named(text: str, message: str, tmp_path: Path) -> None:
+    config = sft(tmp_path, "--model.dtype", "auto")
+    config.run.folder.mkdir()
+    (config.run.folder / "config.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        settle_dtype(config, ALONE)
+    with pytest.raises(ValueError, match=message):
+        open_run_folder(config.run.folder, dump_config(config), ALONE)
