@@ -138,7 +138,9 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
     policy = load_policy(config.model, config.sharding, runtime)
     optimizer = Optimizer(policy, config.optimizer, total_steps * train.mini_batches)
     run = config.run
-    checkpoints = Checkpoints(folder / "checkpoints", runtime, run.keep_checkpoints, run.checkpoint_in_background)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", runtime, run.keep_checkpoints, run.checkpoint_in_background, config_text
+    )
     state = resume(checkpoints, optimizer, inputs, config_text, runtime)
     first_step = state["step"]
     stream = Stream(len(questions), config.run.seed, state["cursor"])
@@ -146,7 +148,7 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
     for name in ("metrics.jsonl", "timings.jsonl", "samples.jsonl"):
         log.keep_until(name, first_step)
     if "reference" in state:
-        now = hash_inputs([reference_folder(config, last_refresh(config, first_step))], [], runtime)
+        now = reference_hashes(config, last_refresh(config, first_step), runtime)
         check_hashes(state["reference"], now, "the reference was refreshed")
     reference = load_reference(config, first_step, policy.compute_dtype, runtime)
     sampling = config.sampling
@@ -235,7 +237,7 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
             with runtime.phase("reference"):
                 save_model(policy, tokenizer, reference_folder(config, step), dtype=policy.compute_dtype)
                 reference = load_reference(config, step, policy.compute_dtype, runtime)
-            state["reference"] = hash_inputs([reference_folder(config, step)], [], runtime)
+            state["reference"] = reference_hashes(config, step, runtime)
         if end_step(config.run, state, total_steps, checkpoints, optimizer, runtime):
             return
         prune_references(config, runtime)
@@ -290,6 +292,12 @@ def last_refresh(config: GrpoRecipe, step: int) -> int:
 def reference_folder(config: GrpoRecipe, step: int) -> Path:
     """Where a refreshed reference is kept, so that a run can continue with it."""
     return config.run.folder / "reference" / f"step_{step:06}"
+
+
+def reference_hashes(config: GrpoRecipe, step: int, runtime: Runtime) -> dict[str, str]:
+    """SHA-256 of a refreshed reference's files, by their paths in the run folder, which may be moved."""
+    hashes = hash_inputs([reference_folder(config, step)], [], runtime)
+    return {str(Path(path).relative_to(config.run.folder)): sha256 for path, sha256 in hashes.items()}
 
 
 def prune_references(config: GrpoRecipe, runtime: Runtime) -> None:

@@ -31,6 +31,7 @@ LOCK = ".lock"
 _LOCKS: list[Any] = []  # of the run folders that this process holds
 OPERATIONAL = {
     "run": (
+        "folder",  # its path: a folder may be moved
         "device",
         "checkpoint_every",
         "keep_checkpoints",

@@ -87,7 +87,9 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
     policy = load_policy(config.model, config.sharding, runtime)
     optimizer = Optimizer(policy, config.optimizer, total_steps)
     run = config.run
-    checkpoints = Checkpoints(folder / "checkpoints", runtime, run.keep_checkpoints, run.checkpoint_in_background)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", runtime, run.keep_checkpoints, run.checkpoint_in_background, config_text
+    )
     state = resume(checkpoints, optimizer, inputs, config_text, runtime)
     first_step = state["step"]
     stream = Stream(len(rows), config.run.seed + config.data.shuffle_seed, state["cursor"])

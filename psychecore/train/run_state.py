@@ -1,6 +1,6 @@
 """Checkpoints of a run: all that is needed to continue it exactly, in folders that are whole or are not taken.
 
-    checkpoints/step_000040/  shard_00000.safetensors ...  state.json  manifest.json  (keep)
+    checkpoints/step_000040/  shard_00000.safetensors ...  state.json  config.toml  manifest.json  (keep)
 
 Every rank writes the rows of masters and moments that lie on it, and on loading reads those that it needs, so a run
 may continue on another number of ranks. The manifest, sizes and SHA-256 of all files, is written last, then the folder
@@ -37,16 +37,20 @@ MARK = "keep"
 class Checkpoints:
     """The checkpoints' folder of a run. Every rank must call `save`, `check` and `newest`, in the same order."""
 
-    def __init__(self, folder: Path, runtime: Runtime, keep: int = 2, background: bool = False):
-        """`keep` counts the newest that stay beside the marked ones; `background` writes while training goes on."""
+    def __init__(self, folder: Path, runtime: Runtime, keep: int = 2, background: bool = False, config: str = ""):
+        """`keep` counts the newest that stay beside the marked ones; `background` writes while training goes on.
+
+        `config` is the run's configuration, which each checkpoint holds as config.toml.
+        """
         if keep < 2:
             raise ValueError(f"keep is {keep}, but must be at least 2: the newest may turn out damaged")
         self.folder, self.runtime, self.keep, self.background = folder, runtime, keep, background
+        self.config = config
         self._writer: threading.Thread | None = None
         self._failure: Exception | None = None
 
     def save(self, step: int, optimizer: Optimizer, state: dict[str, Any], mark: bool = False) -> Path:
-        """Write step_XXXXXX with `state` (JSON: counters, cursor, config) and prune; returns its path.
+        """Write step_XXXXXX with `state` (JSON: counters, cursor, hashes) and prune; returns its path.
 
         Raises NonFiniteError for weights or moments that are not finite, OSError where the disk has too little room,
         both before anything is written. In the background, one is in flight at a time, and its failure is raised by
@@ -173,6 +177,7 @@ class Checkpoints:
             digests[f"shard_{rank:05}.safetensors"] = report["sha256"]
             (partial / f".shard_{rank:05}.json").unlink()
         (partial / "state.json").write_text(json.dumps(row, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (partial / "config.toml").write_text(self.config, encoding="utf-8")
         seal(partial, digests)
         if mark:
             (partial / MARK).touch()  # not sealed: a person may put it there, or take it away

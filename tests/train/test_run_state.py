@@ -275,7 +275,9 @@ def test_what_a_kill_kept_from_being_pruned_is_pruned_by_the_next_run(optimizer:
     assert names(tmp_path) == ["step_000002", "step_000003"]
 
 
-def test_a_checkpoint_holds_no_pickle(optimizer: Optimizer, tmp_path: Path) -> None:
-    folder = Checkpoints(tmp_path, ALONE).save(1, optimizer, {"cursor": 3})
-    assert names(folder) == ["manifest.json", "shard_00000.safetensors", "state.json"]
+def test_a_checkpoint_holds_the_configuration_and_no_pickle(optimizer: Optimizer, tmp_path: Path) -> None:
+    folder = Checkpoints(tmp_path, ALONE, config="[run]\n").save(1, optimizer, {"cursor": 3})
+    assert names(folder) == ["config.toml", "manifest.json", "shard_00000.safetensors", "state.json"]
+    assert (folder / "config.toml").read_text() == "[run]\n"
+    assert "config.toml" in json.loads((folder / "manifest.json").read_text())
     assert json.loads((folder / "state.json").read_text())["cursor"] == 3
