@@ -14,6 +14,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from psychecore.untrusted import read_json
+
 MANIFEST = "manifest.json"
 
 
@@ -111,7 +113,7 @@ def damage(folder: Path, part: slice = slice(None), ignored: tuple[str, ...] = (
     Files named in `ignored` may be there without standing in the manifest.
     """
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = read_json(folder / MANIFEST)
         expected = [(name, int(entry["bytes"]), str(entry["sha256"])) for name, entry in sorted(files.items())]
         if not expected:
             return f"{MANIFEST} names no file"

@@ -29,6 +29,7 @@ from psychecore.model.pretrained import Place, copy_rows, local_rows
 from psychecore.runtime import Runtime, gather_json
 from psychecore.train.finite import CPU, NonFiniteError, count_nonfinite
 from psychecore.train.optimizer import Optimizer
+from psychecore.untrusted import read_json
 
 NAME = re.compile(r"step_\d{6,}")
 MARK = "keep"
@@ -47,7 +48,7 @@ class Checkpoints:
         self.folder, self.runtime, self.keep, self.background = folder, runtime, keep, background
         self.config = config
         self._writer: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._failure: tuple[str, Exception] | None = None
 
     def save(self, step: int, optimizer: Optimizer, state: dict[str, Any], mark: bool = False) -> Path:
         """Write step_XXXXXX with `state` (JSON: counters, cursor, hashes) and prune; returns its path.
@@ -85,7 +86,7 @@ class Checkpoints:
         with self.runtime.together("writing a checkpoint"):
             failure, self._failure = self._failure, None
             if failure is not None:
-                raise OSError(f"the checkpoint could not be written: {failure}") from failure
+                raise OSError(failure[0]) from failure[1]
 
     def finish(self) -> None:
         """Wait for a write in the background, and raise its failure (a collective)."""
@@ -151,6 +152,7 @@ class Checkpoints:
         """This rank's file; the first rank then waits for the others' and puts the folder in its place."""
         partial = self._partial(target)
         path = partial / f"shard_{self.runtime.rank:05}.safetensors"
+        report = {"error": "it was stopped"}
         try:
             try:
                 save_file(tensors, path, metadata={"rows": json.dumps(rows)})
@@ -164,9 +166,15 @@ class Checkpoints:
             if self.runtime.first:
                 self._commit(target, partial, row, mark)
         except Exception as error:
-            self._failure = error
+            self._failure = f"the checkpoint could not be written: {error}", error
             if self.runtime.first:
                 shutil.rmtree(partial, ignore_errors=True)  # it may be what fills the disk
+            return
+        if self.runtime.first:
+            try:
+                self._prune()
+            except Exception as error:
+                self._failure = f"{target} is written, but an older checkpoint could not be removed: {error}", error
 
     def _commit(self, target: Path, partial: Path, row: dict[str, Any], mark: bool) -> None:
         digests = {}
@@ -182,7 +190,6 @@ class Checkpoints:
         if mark:
             (partial / MARK).touch()  # not sealed: a person may put it there, or take it away
         replace_folder(partial, target)
-        self._prune()
 
     def _await_report(self, path: Path) -> dict[str, str]:
         limit = time.monotonic() + (self.runtime.watch.timeout_seconds or 3600)
@@ -213,7 +220,7 @@ def load_checkpoint(folder: Path, optimizer: Optimizer, runtime: Runtime) -> dic
     draws nothing from them.
     """
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = read_json(folder / "state.json")
         expected = optimizer.allocate_state(state["optimizer"])
         filled = dict.fromkeys(expected, 0)
         for path in sorted(folder.glob("shard_*.safetensors")):
@@ -244,7 +251,7 @@ def load_checkpoint(folder: Path, optimizer: Optimizer, runtime: Runtime) -> dic
 def _misplaced(folder: Path) -> str | None:
     """A whole folder may still be another step's, moved here."""
     try:
-        step = json.loads((folder / "state.json").read_text(encoding="utf-8"))["step"]
+        step = int(read_json(folder / "state.json")["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"state.json cannot be read ({error!r})"
     return None if folder.name == f"step_{step:06}" else f"it holds step {step}"
