@@ -38,6 +38,15 @@ def load_config(
     A file that holds the table [table] is read from there, so that one preset can describe several recipes; tables
     named in `skip` are another recipe's. Raises ValueError naming the file or flag, the value, and the nearest key.
     """
+    try:
+        return _load(cls, argv, description, table, skip)
+    except (ValueError, OSError) as error:
+        # every rank of a node reads the same words; a file may be wrong on one node only
+        error.agreed = os.environ.get("LOCAL_RANK", "0") != "0"  # type: ignore[union-attr]
+        raise
+
+
+def _load(cls: type[T], argv: Sequence[str], description: str | None, table: str | None, skip: Sequence[str]) -> T:
     if "--help" in argv or "-h" in argv:
         print(help_text(cls, description))
         raise SystemExit(0)

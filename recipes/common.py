@@ -60,9 +60,9 @@ class RunOptions:
     evaluate_every: int = option(0, "steps between held-out evaluations; 0: only at the end")
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or not 0 < self.epochs < float("inf") or self.seed < 0:
+        if self.steps < 0 or not 0 < self.epochs <= 1e6 or self.seed < 0:
             raise ValueError(
-                f"steps {self.steps} and seed {self.seed} must be at least 0, epochs {self.epochs} above 0 and finite"
+                f"steps {self.steps} and seed {self.seed} must be at least 0, epochs {self.epochs} above 0, at most 1e6"
             )
         if self.checkpoint_every < 1 or self.keep_checkpoints < 2 or self.evaluate_every < 0:
             raise ValueError(
@@ -72,8 +72,8 @@ class RunOptions:
             raise ValueError(
                 f"mark_every is {self.mark_every}, but must be a multiple of {self.checkpoint_every}, or 0"
             )
-        if not 0 < self.timeout_minutes < float("inf"):
-            raise ValueError(f"timeout_minutes is {self.timeout_minutes}, but must be above 0 and finite")
+        if not 0 < self.timeout_minutes <= 1e6:
+            raise ValueError(f"timeout_minutes is {self.timeout_minutes}, but must be above 0 and at most 1e6")
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,7 @@ def load_policy(options: ModelOptions, sharding: ShardingConfig, runtime: Runtim
         with runtime.together("loading the model"):
             policy = load_model(options.path, torch.float32, place, shard)
     policy.checkpoint_activations = options.checkpoint_activations
-    with runtime.together("looking through the model's weights"):
-        for name, parameter in policy.named_parameters():
-            if bad := count_nonfinite(parameter):
-                raise NonFiniteError(f"{options.path}: weight {name} has {bad} values that are not finite")
+    require_finite(policy, options.path, runtime)
     return policy
 
 
@@ -137,7 +134,16 @@ def load_frozen(path: str, dtype: torch.dtype, sharding: ShardingConfig, runtime
         shard = sharder(make_mesh(sharding, runtime.world_size, runtime.device), dtype, cpu_offload=on_cpu, cast=False)
     with runtime.together("loading the reference"):
         model = load_model(path, dtype, "cpu" if on_cpu else runtime.device, shard)
+    require_finite(model, path, runtime)
     return model.requires_grad_(False)
+
+
+def require_finite(model: Decoder, path: str, runtime: Runtime) -> None:
+    """Raise NonFiniteError on every rank where a weight of the model is NaN or infinite on one."""
+    with runtime.together("looking through the model's weights"):
+        for name, parameter in model.named_parameters():
+            if bad := count_nonfinite(parameter):
+                raise NonFiniteError(f"{path}: weight {name} has {bad} values that are not finite")
 
 
 def evaluated(folder: Path, label: str) -> bool:

@@ -10,6 +10,7 @@ log, checkpoint, evaluate. The run folder's export/ is a Hugging Face folder.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -77,6 +78,10 @@ class DataOptions:
     train: Path = field(metadata={"help": "questions, JSONL of {id, question, options, answer, kind, ...}"})
     max_prompt_tokens: int = option(1024, "a longer prompt is refused before training, with its id")
 
+    def __post_init__(self) -> None:
+        if self.max_prompt_tokens < 1:
+            raise ValueError(f"max_prompt_tokens is {self.max_prompt_tokens}, but must be at least 1")
+
 
 @dataclass(frozen=True)
 class ReferenceOptions:
@@ -95,6 +100,12 @@ class SamplingOptions:
     max_slots: int = option(64, "sequences that run at the same time on a rank")
     memory_gib: float | None = option(None, "bound of a rank's key/value cache; work that does not fit waits")
     cuda_graphs: bool | None = option(None, "replay decoding steps as CUDA graphs; none: on a GPU, false: never")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_slots <= 1e6:
+            raise ValueError(f"max_slots is {self.max_slots}, but must be 1 to 1e6")
+        if self.memory_gib is not None and not 0 < self.memory_gib < math.inf:
+            raise ValueError(f"memory_gib is {self.memory_gib}, but must be above 0 and finite, or none")
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,10 @@ class DataOptions:
     train: Path = field(metadata={"help": "conversations, JSONL of {id, messages, source}"})
     shuffle_seed: int = option(0, "added to run.seed for the order of rows")
 
+    def __post_init__(self) -> None:
+        if self.shuffle_seed < 0:
+            raise ValueError(f"shuffle_seed is {self.shuffle_seed}, but must be at least 0")
+
 
 @dataclass(frozen=True)
 class SftRecipe:

@@ -1,4 +1,4 @@
-"""What a recipe holds its run folder to: the dtype it began with, and files that are named where they are damaged."""
+"""What a recipe holds its run folder to: the dtype it began with, and and what is damaged is named."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from recipe_flags import recipe_flags
 from run_folder import open_run_folder, settle_dtype
 from sft import SftRecipe
 
+from psychecore.model.config import ModelConfig
+from psychecore.model.decoder import Decoder
+from psychecore.model.pretrained import save_model
 from psychecore.runtime import Runtime
+from psychecore.train.finite import NonFiniteError
+from psychecore.train.sharding import ShardingConfig
 
 ALONE = Runtime(0, 1, torch.device("cpu"))
 
@@ -50,3 +55,18 @@ def test_a_damaged_configuration_is_named(text: str, message: str, tmp_path: Pat
         settle_dtype(config, ALONE)
     with pytest.raises(ValueError, match=message):
         open_run_folder(config.run.folder, dump_config(config), ALONE)
+
+
+def test_a_torn_evaluation_is_named(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text('{"before": {')
+    with pytest.raises(ValueError, match=r"evaluation\.json: not JSON"):
+        common.evaluated_on_first(tmp_path, "before", ALONE)
+
+
+def test_what_is_not_finite_in_the_reference_is_named(tmp_path: Path) -> None:
+    model = Decoder(ModelConfig("llama", 32, 8, 1, 2, 1, 4, 8)).initialise(0)
+    with torch.no_grad():
+        model.layers[0].down.weight[0, 0] = float("inf")
+    save_model(model, None, tmp_path)
+    with pytest.raises(NonFiniteError, match=r"weight layers\.0\.down\.weight has 1 values that are not finite"):
+        common.load_frozen(str(tmp_path), torch.float32, ShardingConfig(), ALONE, on_cpu=False)
