@@ -117,7 +117,7 @@ def damage(folder: Path, part: slice = slice(None), ignored: tuple[str, ...] = (
             return f"{MANIFEST} names no file"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     for name, size, sha256 in expected[part]:
         path = folder / name

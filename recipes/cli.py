@@ -38,6 +38,15 @@ def load_config(
     A file that holds the table [table] is read from there, so that one preset can describe several recipes; tables
     named in `skip` are another recipe's. Raises ValueError naming the file or flag, the value, and the nearest key.
     """
+    try:
+        return _load(cls, argv, description, table, skip)
+    except (ValueError, OSError) as error:
+        # every rank of a node reads the same words; a file may be wrong on one node only
+        error.agreed = os.environ.get("LOCAL_RANK", "0") != "0"  # type: ignore[union-attr]
+        raise
+
+
+def _load(cls: type[T], argv: Sequence[str], description: str | None, table: str | None, skip: Sequence[str]) -> T:
     if "--help" in argv or "-h" in argv:
         print(help_text(cls, description))
         raise SystemExit(0)
@@ -45,12 +54,27 @@ def load_config(
     flags = list(_flags(argv))
     for name, value in flags:
         if name == "config":
-            values = {key: part for key, part in _read_toml(value, table).items() if key not in skip}
+            values = {key: part for key, part in _table(read_toml(value), table).items() if key not in skip}
             _check_keys(cls, values, "", value)
     for name, value in flags:
         if name != "config":
             _set_flag(cls, values, name, value)
     return _build(cls, values, "")
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """The values of a TOML file. Raises FileNotFoundError or ValueError, naming the file."""
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+        repr(values)  # fails on a number that is too long to be named in a message
+    except FileNotFoundError:
+        raise FileNotFoundError(f"config file {path!r} does not exist") from None
+    except RecursionError:
+        raise ValueError(f"config file {path!r}: it is nested too deeply") from None
+    except (ValueError, OSError) as error:  # ValueError: what is no TOML, no UTF-8, or a number of 5,000 digits
+        raise ValueError(f"config file {path!r:.200}: {error!s:.200}") from None
+    return values
 
 
 def dump_config(config: Any) -> str:
@@ -111,17 +135,7 @@ def _flags(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield name, value
 
 
-def _read_toml(path: str, table: str | None) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            values = tomllib.load(file)
-        repr(values)  # fails on a number that is too long to be named in a message
-    except FileNotFoundError:
-        raise FileNotFoundError(f"config file {path!r} does not exist") from None
-    except RecursionError:
-        raise ValueError(f"config file {path!r}: it is nested too deeply") from None
-    except (ValueError, OSError) as error:  # ValueError: what is no TOML, no UTF-8, or a number of 5,000 digits
-        raise ValueError(f"config file {path!r:.200}: {error!s:.200}") from None
+def _table(values: dict[str, Any], table: str | None) -> dict[str, Any]:
     if table is not None and isinstance(values.get(table), dict):
         return dict(values[table])
     return values

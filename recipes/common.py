@@ -23,6 +23,7 @@ from psychecore.runtime import Runtime, fast_dtype, gather_json
 from psychecore.text.tokenizer import Tokenizer
 from psychecore.train.finite import NonFiniteError, count_nonfinite
 from psychecore.train.sharding import ShardingConfig, gathered, make_mesh, sharder
+from psychecore.untrusted import read_json
 
 
 def option(default: Any, text: str) -> Any:
@@ -36,7 +37,7 @@ class ModelOptions:
 
     path: str = field(metadata={"help": "Hugging Face folder or hub id, such as Qwen/Qwen2.5-7B-Instruct"})
     dtype: Literal["auto", "bfloat16", "float32"] = option(
-        "auto", "dtype of computing; auto: bfloat16 where it is fast, else float32; masters are always fp32"
+        "auto", "dtype of computing; auto: bfloat16 where a run begins and it is fast, else float32; masters are fp32"
     )
     checkpoint_activations: bool = option(False, "keep only each layer's input for backward: less memory, more compute")
 
@@ -59,9 +60,9 @@ class RunOptions:
     evaluate_every: int = option(0, "steps between held-out evaluations; 0: only at the end")
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or not 0 < self.epochs < float("inf") or self.seed < 0:
+        if self.steps < 0 or not 0 < self.epochs <= 1e6 or self.seed < 0:
             raise ValueError(
-                f"steps {self.steps} and seed {self.seed} must be at least 0, epochs {self.epochs} above 0 and finite"
+                f"steps {self.steps} and seed {self.seed} must be at least 0, epochs {self.epochs} above 0, at most 1e6"
             )
         if self.checkpoint_every < 1 or self.keep_checkpoints < 2 or self.evaluate_every < 0:
             raise ValueError(
@@ -71,8 +72,8 @@ class RunOptions:
             raise ValueError(
                 f"mark_every is {self.mark_every}, but must be a multiple of {self.checkpoint_every}, or 0"
             )
-        if not 0 < self.timeout_minutes < float("inf"):
-            raise ValueError(f"timeout_minutes is {self.timeout_minutes}, but must be above 0 and finite")
+        if not 0 < self.timeout_minutes <= 1e6:
+            raise ValueError(f"timeout_minutes is {self.timeout_minutes}, but must be above 0 and at most 1e6")
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,7 @@ def load_policy(options: ModelOptions, sharding: ShardingConfig, runtime: Runtim
         with runtime.together("loading the model"):
             policy = load_model(options.path, torch.float32, place, shard)
     policy.checkpoint_activations = options.checkpoint_activations
-    with runtime.together("looking through the model's weights"):
-        for name, parameter in policy.named_parameters():
-            if bad := count_nonfinite(parameter):
-                raise NonFiniteError(f"{options.path}: weight {name} has {bad} values that are not finite")
+    require_finite(policy, options.path, runtime)
     return policy
 
 
@@ -136,13 +134,36 @@ def load_frozen(path: str, dtype: torch.dtype, sharding: ShardingConfig, runtime
         shard = sharder(make_mesh(sharding, runtime.world_size, runtime.device), dtype, cpu_offload=on_cpu, cast=False)
     with runtime.together("loading the reference"):
         model = load_model(path, dtype, "cpu" if on_cpu else runtime.device, shard)
+    require_finite(model, path, runtime)
     return model.requires_grad_(False)
+
+
+def require_finite(model: Decoder, path: str, runtime: Runtime) -> None:
+    """Raise NonFiniteError on every rank where a weight of the model is NaN or infinite on one."""
+    with runtime.together("looking through the model's weights"):
+        for name, parameter in model.named_parameters():
+            if bad := count_nonfinite(parameter):
+                raise NonFiniteError(f"{path}: weight {name} has {bad} values that are not finite")
 
 
 def evaluated(folder: Path, label: str) -> bool:
     """Whether evaluation.json of the run folder has this entry already."""
+    return label in read_evaluation(folder)
+
+
+def evaluated_on_first(folder: Path, label: str, runtime: Runtime) -> bool:
+    """What `evaluated` says on the first rank (a collective): ranks that saw the file differently would part here."""
+    found = False
+    with runtime.together("reading evaluation.json"):
+        if runtime.first:
+            found = evaluated(folder, label)
+    return gather_json(found, runtime.device)[0]
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """The run folder's evaluation.json, empty where there is none. Raises ValueError naming a damaged file."""
     path = folder / "evaluation.json"
-    return path.exists() and label in json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path) if path.exists() else {}
 
 
 def evaluate_sets(
@@ -175,11 +196,11 @@ def evaluate_sets(
 
 def record_evaluation(folder: Path, label: str, step: int, reports: dict[str, ChoiceReport], runtime: Runtime) -> None:
     """Put the reports into evaluation.json of the run folder, one entry a label ("before", "after", ...)."""
-    if runtime.first and reports:
-        path = folder / "evaluation.json"
-        rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        rows[label] = {"step": step, "sets": {name: report.to_row() for name, report in reports.items()}}
-        replace_file(path, [json.dumps(rows, indent=2) + "\n"])
+    with runtime.together("writing evaluation.json"):
+        if runtime.first and reports:
+            rows = read_evaluation(folder)
+            rows[label] = {"step": step, "sets": {name: report.to_row() for name, report in reports.items()}}
+            replace_file(folder / "evaluation.json", [json.dumps(rows, indent=2) + "\n"])
 
 
 def evaluation_due(run: RunOptions, step: int, total_steps: int) -> bool:

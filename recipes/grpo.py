@@ -10,6 +10,7 @@ log, checkpoint, evaluate. The run folder's export/ is a Hugging Face folder.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from common import (
     ModelOptions,
     RunOptions,
     evaluate_sets,
-    evaluated,
+    evaluated_on_first,
     evaluation_due,
     load_frozen,
     load_policy,
@@ -35,7 +36,7 @@ from common import (
     steps_of,
 )
 from planning import warn_if_too_large
-from run_folder import check_hashes, end_step, hash_inputs, open_run_folder, resume
+from run_folder import check_hashes, end_step, hash_inputs, open_run_folder, resume, settle_dtype
 
 from psychecore.data.prompts import question_messages
 from psychecore.data.records import Question, read_questions
@@ -77,6 +78,10 @@ class DataOptions:
     train: Path = field(metadata={"help": "questions, JSONL of {id, question, options, answer, kind, ...}"})
     max_prompt_tokens: int = option(1024, "a longer prompt is refused before training, with its id")
 
+    def __post_init__(self) -> None:
+        if self.max_prompt_tokens < 1:
+            raise ValueError(f"max_prompt_tokens is {self.max_prompt_tokens}, but must be at least 1")
+
 
 @dataclass(frozen=True)
 class ReferenceOptions:
@@ -95,6 +100,12 @@ class SamplingOptions:
     max_slots: int = option(64, "sequences that run at the same time on a rank")
     memory_gib: float | None = option(None, "bound of a rank's key/value cache; work that does not fit waits")
     cuda_graphs: bool | None = option(None, "replay decoding steps as CUDA graphs; none: on a GPU, false: never")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_slots <= 1e6:
+            raise ValueError(f"max_slots is {self.max_slots}, but must be 1 to 1e6")
+        if self.memory_gib is not None and not 0 < self.memory_gib < math.inf:
+            raise ValueError(f"memory_gib is {self.memory_gib}, but must be above 0 and finite, or none")
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,7 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         model_folders = [model_folder] + ([local_folder(config.reference.path)] if config.reference.path else [])
         tokenizer = load_tokenizer(model_folder)
         prompts = encode(questions, tokenizer, config.data.max_prompt_tokens)
+    config = settle_dtype(config, runtime)
     folder, train, config_text = config.run.folder, config.train, dump_config(config)
     open_run_folder(folder, config_text, runtime)
     inputs = hash_inputs(model_folders, [config.data.train, *map(Path, config.evaluation.files)], runtime)
@@ -137,7 +149,9 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
     policy = load_policy(config.model, config.sharding, runtime)
     optimizer = Optimizer(policy, config.optimizer, total_steps * train.mini_batches)
     run = config.run
-    checkpoints = Checkpoints(folder / "checkpoints", runtime, run.keep_checkpoints, run.checkpoint_in_background)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", runtime, run.keep_checkpoints, run.checkpoint_in_background, config_text
+    )
     state = resume(checkpoints, optimizer, inputs, config_text, runtime)
     first_step = state["step"]
     stream = Stream(len(questions), config.run.seed, state["cursor"])
@@ -145,7 +159,7 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
     for name in ("metrics.jsonl", "timings.jsonl", "samples.jsonl"):
         log.keep_until(name, first_step)
     if "reference" in state:
-        now = hash_inputs([reference_folder(config, last_refresh(config, first_step))], [], runtime)
+        now = reference_hashes(config, last_refresh(config, first_step), runtime)
         check_hashes(state["reference"], now, "the reference was refreshed")
     reference = load_reference(config, first_step, policy.compute_dtype, runtime)
     sampling = config.sampling
@@ -160,7 +174,7 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
     peak = matmul_peak(runtime, policy.compute_dtype)
 
     def evaluate(label: str, step: int) -> None:
-        if heldout and not (first_step and evaluated(folder, label)):
+        if heldout and not (first_step and evaluated_on_first(folder, label, runtime)):
             runtime.say(f"held-out accuracy {label} (step {step}):")
             with runtime.phase("evaluation"):
                 reports = evaluate_sets(
@@ -234,7 +248,7 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
             with runtime.phase("reference"):
                 save_model(policy, tokenizer, reference_folder(config, step), dtype=policy.compute_dtype)
                 reference = load_reference(config, step, policy.compute_dtype, runtime)
-            state["reference"] = hash_inputs([reference_folder(config, step)], [], runtime)
+            state["reference"] = reference_hashes(config, step, runtime)
         if end_step(config.run, state, total_steps, checkpoints, optimizer, runtime):
             return
         prune_references(config, runtime)
@@ -289,6 +303,12 @@ def last_refresh(config: GrpoRecipe, step: int) -> int:
 def reference_folder(config: GrpoRecipe, step: int) -> Path:
     """Where a refreshed reference is kept, so that a run can continue with it."""
     return config.run.folder / "reference" / f"step_{step:06}"
+
+
+def reference_hashes(config: GrpoRecipe, step: int, runtime: Runtime) -> dict[str, str]:
+    """SHA-256 of a refreshed reference's files, by their paths in the run folder, which may be moved."""
+    hashes = hash_inputs([reference_folder(config, step)], [], runtime)
+    return {str(Path(path).relative_to(config.run.folder)): sha256 for path, sha256 in hashes.items()}
 
 
 def prune_references(config: GrpoRecipe, runtime: Runtime) -> None:

@@ -110,8 +110,8 @@ class Planner:
     work: Work = field(default_factory=Work)
 
     def __post_init__(self) -> None:
-        if self.ranks < 1 or not 0 < self.usable <= 1:
-            raise ValueError(f"ranks {self.ranks} must be at least 1, usable {self.usable} above 0 and at most 1")
+        if not 1 <= self.ranks <= 1e6 or not 0 < self.usable <= 1:
+            raise ValueError(f"ranks {self.ranks} must be 1 to 1e6, usable {self.usable} above 0 and at most 1")
         if self.gpu != "custom" and self.custom != CustomGpu():
             raise ValueError(f"--custom.* describes a GPU of its own, but --gpu is {self.gpu}; give --gpu custom")
 

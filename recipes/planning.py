@@ -97,7 +97,7 @@ def _rollouts(
     model.config = plan.model  # the sampler reads the shape only
     model.set_compute_dtype(plan.compute)
     sampler = Sampler(model, None, max_slots, prompt + params.max_new_tokens, memory_gib)
-    slots, rows = sampler._plan([range(prompt)] * prompts, params, samples)
+    slots, rows = sampler._plan([range(prompt)] * min(prompts, 2 * max_slots + 8), params, samples)  # more get no row
     return RolloutPlan(
         slots=slots,
         rows=rows,

@@ -6,15 +6,17 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from common import RunOptions
+from cli import read_toml
+from common import RunOptions, compute_dtype
 
 from psychecore.durable import digest, replace_file, tidy
 from psychecore.model.pretrained import HUB_FILES
@@ -23,10 +25,13 @@ from psychecore.train.metrics import RunLog
 from psychecore.train.optimizer import Optimizer
 from psychecore.train.run_state import Checkpoints, load_checkpoint
 
+T = TypeVar("T", bound=Any)  # a recipe's configuration
+DTYPES = ("bfloat16", "float32")
 LOCK = ".lock"
 _LOCKS: list[Any] = []  # of the run folders that this process holds
 OPERATIONAL = {
     "run": (
+        "folder",  # its path: a folder may be moved
         "device",
         "checkpoint_every",
         "keep_checkpoints",
@@ -42,6 +47,23 @@ OPERATIONAL = {
 }
 
 
+def settle_dtype(config: T, runtime: Runtime) -> T:
+    """A recipe's configuration with a dtype in place of "auto": that of the run in its folder, or what is fast here.
+
+    "auto" is a measurement (runtime.fast_dtype): another machine, or a busy one, must not change how a run computes.
+    """
+    model, path = config.model, config.run.folder / "config.toml"
+    if model.dtype != "auto":
+        return config
+    recorded = None
+    with runtime.together("reading the run folder's configuration"):
+        if runtime.first and path.exists():
+            recorded = read_config(path).get("model", {}).get("dtype")
+    dtype = gather_json(recorded if recorded in DTYPES else None, runtime.device)[0]
+    dtype = dtype or str(compute_dtype(model, runtime)).removeprefix("torch.")
+    return replace(config, model=replace(model, dtype=dtype))
+
+
 def open_run_folder(folder: Path, config_text: str, runtime: Runtime) -> None:
     """Create the run folder with its resolved config, and hold it until this process ends.
 
@@ -50,7 +72,7 @@ def open_run_folder(folder: Path, config_text: str, runtime: Runtime) -> None:
     """
     path = folder / "config.toml"
     with runtime.together("opening the run folder"):
-        if path.exists() and essentials(path.read_text(encoding="utf-8")) != essentials(config_text):
+        if path.exists() and essentials(read_config(path)) != essentials(tomllib.loads(config_text)):
             raise ValueError(
                 f"{folder} holds a run with another configuration: choose another --run.folder, remove it, or give the "
                 f"configuration of {path} to continue it"
@@ -72,13 +94,22 @@ def open_run_folder(folder: Path, config_text: str, runtime: Runtime) -> None:
             replace_file(path, [config_text])
 
 
-def essentials(config_text: str) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, dict[str, Any]]:
+    """The configuration in a run folder. Raises ValueError naming the file where it is none."""
+    config = read_toml(str(path))
+    tables = {name: value for name, value in config.items() if isinstance(value, dict)}
+    if wrong := sorted(config.keys() - tables.keys()) or ["run"] * ("run" not in tables):
+        raise ValueError(f"{path} is damaged: {wrong[0]} is no table. Its copies lie in the run's checkpoints")
+    return tables
+
+
+def essentials(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A configuration without the keys that change how a run goes on, but not what it computes."""
-    config = tomllib.loads(config_text)
-    for table, keys in OPERATIONAL.items():
-        for key in keys:
-            config.get(table, {}).pop(key, None)
-    return {name: value for name, value in config.items() if value}
+    kept = {
+        table: {key: value for key, value in values.items() if key not in OPERATIONAL.get(table, ())}
+        for table, values in config.items()
+    }
+    return {table: values for table, values in kept.items() if values}
 
 
 def _lock(folder: Path) -> None:
@@ -104,10 +135,9 @@ def resume(
     Raises ValueError where the model's or the data's files are not those that the checkpoint was made with, and where
     the run has come so far that there must have been a checkpoint.
     """
-    checkpoint_every = tomllib.loads(config_text)["run"]["checkpoint_every"]
-    config_hash = text_hash(json.dumps(essentials(config_text), sort_keys=True))
-    dtype = str(next(iter(optimizer.parameters.values())).dtype) if runtime.world_size == 1 else None
-    begin = {"step": 0, "cursor": 0, "total_tokens": 0, "inputs": inputs, "config_sha256": config_hash, "dtype": dtype}
+    config = tomllib.loads(config_text)
+    config_hash = text_hash(json.dumps(essentials(config), sort_keys=True))
+    begin = {"step": 0, "cursor": 0, "total_tokens": 0, "inputs": inputs, "config_sha256": config_hash}
     with runtime.phase("resume"):
         checkpoint, skipped = checkpoints.newest()
         for line in skipped:
@@ -115,7 +145,7 @@ def resume(
         if checkpoint is None:
             with runtime.together("looking for the run's checkpoints"):
                 if runtime.first:
-                    begin_anew(checkpoints.folder, checkpoint_every, runtime)
+                    begin_anew(checkpoints.folder, config["run"]["checkpoint_every"], runtime)
             return begin
         with runtime.together("loading a checkpoint"):
             state = load_checkpoint(checkpoint, optimizer, runtime)
@@ -124,10 +154,6 @@ def resume(
             if state["config_sha256"] != begin["config_sha256"]:
                 raise ValueError(f"{checkpoint} is of a run with another configuration")
             check_hashes(state["inputs"], inputs, f"{checkpoint} was written")
-            if dtype and state["dtype"] and state["dtype"] != dtype:
-                raise ValueError(
-                    f"{checkpoint} was computed in {state['dtype']}, and now --model.dtype auto gives {dtype}: name it"
-                )
         if state["world_size"] != runtime.world_size:
             runtime.say(f"written by {state['world_size']} rank(s), continued by {runtime.world_size}")
         runtime.say(f"continuing {checkpoints.folder.parent} after step {state['step']}")

@@ -22,7 +22,7 @@ from common import (
     ModelOptions,
     RunOptions,
     evaluate_sets,
-    evaluated,
+    evaluated_on_first,
     evaluation_due,
     load_policy,
     option,
@@ -30,7 +30,7 @@ from common import (
     steps_of,
 )
 from planning import warn_if_too_large
-from run_folder import end_step, hash_inputs, open_run_folder, resume
+from run_folder import end_step, hash_inputs, open_run_folder, resume, settle_dtype
 from tqdm import tqdm
 
 from psychecore.data.records import Conversation, read_conversations
@@ -55,6 +55,10 @@ class DataOptions:
     train: Path = field(metadata={"help": "conversations, JSONL of {id, messages, source}"})
     shuffle_seed: int = option(0, "added to run.seed for the order of rows")
 
+    def __post_init__(self) -> None:
+        if self.shuffle_seed < 0:
+            raise ValueError(f"shuffle_seed is {self.shuffle_seed}, but must be at least 0")
+
 
 @dataclass(frozen=True)
 class SftRecipe:
@@ -77,6 +81,7 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
         model_folder = local_folder(config.model.path)
         tokenizer = load_tokenizer(model_folder)
         conversations = encode(rows, tokenizer, config.train.max_length, runtime)
+    config = settle_dtype(config, runtime)
     folder, config_text = config.run.folder, dump_config(config)
     open_run_folder(folder, config_text, runtime)
     inputs = hash_inputs([model_folder], [config.data.train, *map(Path, config.evaluation.files)], runtime)
@@ -86,7 +91,9 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
     policy = load_policy(config.model, config.sharding, runtime)
     optimizer = Optimizer(policy, config.optimizer, total_steps)
     run = config.run
-    checkpoints = Checkpoints(folder / "checkpoints", runtime, run.keep_checkpoints, run.checkpoint_in_background)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", runtime, run.keep_checkpoints, run.checkpoint_in_background, config_text
+    )
     state = resume(checkpoints, optimizer, inputs, config_text, runtime)
     first_step = state["step"]
     stream = Stream(len(rows), config.run.seed + config.data.shuffle_seed, state["cursor"])
@@ -100,7 +107,7 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
     peak = matmul_peak(runtime, policy.compute_dtype)
 
     def evaluate(label: str, step: int) -> None:
-        if heldout and not (first_step and evaluated(folder, label)):
+        if heldout and not (first_step and evaluated_on_first(folder, label, runtime)):
             runtime.say(f"held-out accuracy {label} (step {step}):")
             with runtime.phase("evaluation"):
                 reports = evaluate_sets(policy, tokenizer, heldout, config.evaluation, 64, runtime)

@@ -22,7 +22,7 @@ ALLOWED: dict[str, list[str]] = {
     "data": ["text", "durable", "untrusted"],
     "rollout": ["model", "data", "text"],
     "reward": ["data", "text"],
-    "train": ["model", "data", "text", "rollout.trajectory", "runtime", "durable"],
+    "train": ["model", "data", "text", "rollout.trajectory", "runtime", "durable", "untrusted"],
     "curate": ["data", "text", "durable", "page", "untrusted"],
     "curate.generator": ["data", "text", "durable", "model", "rollout", "untrusted"],
     # an answer is read as the reward reads it

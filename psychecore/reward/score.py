@@ -39,8 +39,8 @@ class RewardConfig:
     timeout_seconds: float = field(default=60.0, metadata={"help": "longest time that a group's scores may take"})
 
     def __post_init__(self) -> None:
-        if not self.timeout_seconds > 0:
-            raise ValueError(f"timeout_seconds is {self.timeout_seconds}, but must be above 0")
+        if not 0 < self.timeout_seconds <= 1e6:  # the system's timer ends somewhere beyond
+            raise ValueError(f"timeout_seconds is {self.timeout_seconds}, but must be above 0 and at most 1e6")
         for name, weight in (("format_weight", self.format_weight), ("correct_weight", self.correct_weight)):
             if not 0 <= weight < math.inf:
                 raise ValueError(f"{name} is {weight}, but must be a finite number of at least 0")

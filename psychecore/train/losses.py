@@ -7,6 +7,7 @@ the whole: no loss here depends on accumulation or device count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -44,8 +45,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         if not 0 < self.clip_low <= 1 or not self.clip_high > 0:
             raise ValueError(f"clip_low {self.clip_low} must be in (0, 1] and clip_high {self.clip_high} above 0")
-        if self.kl_coefficient < 0:
-            raise ValueError(f"kl_coefficient is {self.kl_coefficient}, but must be at least 0")
+        if not 0 <= self.kl_coefficient < math.inf:
+            raise ValueError(f"kl_coefficient is {self.kl_coefficient}, but must be at least 0 and finite")
         if self.constant_length < 1:
             raise ValueError(f"constant_length is {self.constant_length}, but must be at least 1")
         if self.importance_cap is not None and not self.importance_cap > 0:

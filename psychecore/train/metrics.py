@@ -21,6 +21,7 @@ import torch
 from psychecore.durable import replace_file
 from psychecore.model.config import ModelConfig
 from psychecore.runtime import Runtime
+from psychecore.untrusted import parse_json
 
 
 class RunLog:
@@ -38,22 +39,35 @@ class RunLog:
                 os.fsync(file.fileno())
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """The rows of a file so far; none where it does not exist."""
+        """The rows of a file so far; none where it does not exist. Raises ValueError naming a line that is no row."""
         path = self.folder / name
-        return [json.loads(line) for line in _whole_lines(path)] if path.exists() else []
+        return [row for _, row in _whole_lines(path)] if path.exists() else []
 
     def keep_until(self, name: str, step: int) -> None:
-        """Drop the rows after `step`, which a resumed run writes again, and a last line that was cut off."""
+        """Drop the rows after `step`, which a resumed run writes again, and a last line that was cut off.
+
+        A collective. Raises ValueError naming a line that is no row, and leaves the file as it is.
+        """
         path = self.folder / name
-        if self.runtime.first and path.exists():
-            replace_file(path, (line for line in _whole_lines(path) if json.loads(line)["step"] <= step))
+        with self.runtime.together(f"reading {name}"):
+            if self.runtime.first and path.exists():
+                replace_file(path, (line for line, row in _whole_lines(path) if row["step"] <= step))
 
 
-def _whole_lines(path: Path) -> Iterator[str]:
-    with open(path, encoding="utf-8", newline="\n") as file:  # a text may hold U+2028, which is no end of a line here
-        for line in file:
-            if line.endswith("\n"):
-                yield line
+def _whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line that has its end, and the row on it."""
+    with open(path, "rb") as file:  # a text may hold U+2028, which is no end of a line here
+        for number, raw in enumerate(file, 1):
+            if not raw.endswith(b"\n"):
+                return
+            try:
+                line = raw.decode()
+                row = parse_json(line)
+                if not isinstance(row, dict) or type(row.get("step")) is not int:
+                    raise ValueError("it is no object with a step")
+            except ValueError as error:
+                raise ValueError(f"{path} line {number}: {error}; remove the line, or restore the file") from None
+            yield line, row
 
 
 class Stopwatch:

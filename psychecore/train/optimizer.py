@@ -39,12 +39,15 @@ class OptimizerConfig:
     nonfinite: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}, but must be above 0")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is {self.lr}, but must be above 0 and finite")
         if not 0 <= self.beta1 < 1 or not 0 <= self.beta2 < 1:
             raise ValueError(f"beta1 {self.beta1} and beta2 {self.beta2} must be in [0, 1)")
-        if not self.max_grad_norm > 0 or self.weight_decay < 0 or not self.eps > 0:
-            raise ValueError("max_grad_norm and eps must be above 0, weight_decay at least 0")
+        if not self.max_grad_norm > 0 or not 0 <= self.weight_decay < math.inf or not 0 < self.eps < math.inf:
+            raise ValueError(
+                f"max_grad_norm {self.max_grad_norm} and eps {self.eps} must be above 0, weight_decay "
+                f"{self.weight_decay} at least 0, and all but max_grad_norm finite"
+            )
         if self.warmup_steps < 0 or not 0 <= self.warmup_ratio <= 1:
             raise ValueError(f"warmup_steps {self.warmup_steps} or warmup_ratio {self.warmup_ratio} is out of range")
         if self.warmup_steps and self.warmup_ratio:

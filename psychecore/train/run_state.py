@@ -1,6 +1,6 @@
 """Checkpoints of a run: all that is needed to continue it exactly, in folders that are whole or are not taken.
 
-    checkpoints/step_000040/  shard_00000.safetensors ...  state.json  manifest.json  (keep)
+    checkpoints/step_000040/  shard_00000.safetensors ...  state.json  config.toml  manifest.json  (keep)
 
 Every rank writes the rows of masters and moments that lie on it, and on loading reads those that it needs, so a run
 may continue on another number of ranks. The manifest, sizes and SHA-256 of all files, is written last, then the folder
@@ -29,6 +29,7 @@ from psychecore.model.pretrained import Place, copy_rows, local_rows
 from psychecore.runtime import Runtime, gather_json
 from psychecore.train.finite import CPU, NonFiniteError, count_nonfinite
 from psychecore.train.optimizer import Optimizer
+from psychecore.untrusted import read_json
 
 NAME = re.compile(r"step_\d{6,}")
 MARK = "keep"
@@ -37,16 +38,20 @@ MARK = "keep"
 class Checkpoints:
     """The checkpoints' folder of a run. Every rank must call `save`, `check` and `newest`, in the same order."""
 
-    def __init__(self, folder: Path, runtime: Runtime, keep: int = 2, background: bool = False):
-        """`keep` counts the newest that stay beside the marked ones; `background` writes while training goes on."""
+    def __init__(self, folder: Path, runtime: Runtime, keep: int = 2, background: bool = False, config: str = ""):
+        """`keep` counts the newest that stay beside the marked ones; `background` writes while training goes on.
+
+        `config` is the run's configuration, which each checkpoint holds as config.toml.
+        """
         if keep < 2:
             raise ValueError(f"keep is {keep}, but must be at least 2: the newest may turn out damaged")
         self.folder, self.runtime, self.keep, self.background = folder, runtime, keep, background
+        self.config = config
         self._writer: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._failure: tuple[str, Exception] | None = None
 
     def save(self, step: int, optimizer: Optimizer, state: dict[str, Any], mark: bool = False) -> Path:
-        """Write step_XXXXXX with `state` (JSON: counters, cursor, config) and prune; returns its path.
+        """Write step_XXXXXX with `state` (JSON: counters, cursor, hashes) and prune; returns its path.
 
         Raises NonFiniteError for weights or moments that are not finite, OSError where the disk has too little room,
         both before anything is written. In the background, one is in flight at a time, and its failure is raised by
@@ -81,7 +86,7 @@ class Checkpoints:
         with self.runtime.together("writing a checkpoint"):
             failure, self._failure = self._failure, None
             if failure is not None:
-                raise OSError(f"the checkpoint could not be written: {failure}") from failure
+                raise OSError(failure[0]) from failure[1]
 
     def finish(self) -> None:
         """Wait for a write in the background, and raise its failure (a collective)."""
@@ -147,6 +152,7 @@ class Checkpoints:
         """This rank's file; the first rank then waits for the others' and puts the folder in its place."""
         partial = self._partial(target)
         path = partial / f"shard_{self.runtime.rank:05}.safetensors"
+        report = {"error": "it was stopped"}
         try:
             try:
                 save_file(tensors, path, metadata={"rows": json.dumps(rows)})
@@ -160,9 +166,15 @@ class Checkpoints:
             if self.runtime.first:
                 self._commit(target, partial, row, mark)
         except Exception as error:
-            self._failure = error
+            self._failure = f"the checkpoint could not be written: {error}", error
             if self.runtime.first:
                 shutil.rmtree(partial, ignore_errors=True)  # it may be what fills the disk
+            return
+        if self.runtime.first:
+            try:
+                self._prune()
+            except Exception as error:
+                self._failure = f"{target} is written, but an older checkpoint could not be removed: {error}", error
 
     def _commit(self, target: Path, partial: Path, row: dict[str, Any], mark: bool) -> None:
         digests = {}
@@ -173,11 +185,11 @@ class Checkpoints:
             digests[f"shard_{rank:05}.safetensors"] = report["sha256"]
             (partial / f".shard_{rank:05}.json").unlink()
         (partial / "state.json").write_text(json.dumps(row, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (partial / "config.toml").write_text(self.config, encoding="utf-8")
         seal(partial, digests)
         if mark:
             (partial / MARK).touch()  # not sealed: a person may put it there, or take it away
         replace_folder(partial, target)
-        self._prune()
 
     def _await_report(self, path: Path) -> dict[str, str]:
         limit = time.monotonic() + (self.runtime.watch.timeout_seconds or 3600)
@@ -208,7 +220,7 @@ def load_checkpoint(folder: Path, optimizer: Optimizer, runtime: Runtime) -> dic
     draws nothing from them.
     """
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = read_json(folder / "state.json")
         expected = optimizer.allocate_state(state["optimizer"])
         filled = dict.fromkeys(expected, 0)
         for path in sorted(folder.glob("shard_*.safetensors")):
@@ -239,7 +251,7 @@ def load_checkpoint(folder: Path, optimizer: Optimizer, runtime: Runtime) -> dic
 def _misplaced(folder: Path) -> str | None:
     """A whole folder may still be another step's, moved here."""
     try:
-        step = json.loads((folder / "state.json").read_text(encoding="utf-8"))["step"]
+        step = int(read_json(folder / "state.json")["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"state.json cannot be read ({error!r})"
     return None if folder.name == f"step_{step:06}" else f"it holds step {step}"

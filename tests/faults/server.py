@@ -260,8 +260,23 @@ def deaf() -> None:
     wrap(sft, "sft_step", close)
 
 
+def blind(name: str) -> None:
+    """Files of this name are not there for this rank: a network's file system may be late."""
+    inside = Path.exists
+    Path.exists = lambda self, **options: self.name != name and inside(self, **options)  # type: ignore[method-assign]
+
+
+def bad_row() -> None:
+    """Only this rank reads the training file wrongly."""
+
+    def fail(path: Path) -> None:
+        raise ValueError(f"{path} line 1: not a JSON object")
+
+    sft.read_conversations = fail
+
+
 FAULTS = {f.__name__: f for f in (stop_after, nonfinite, reward, same_reward, says_nothing, never_stops, stuck, killed)}
-FAULTS |= {"slow": slow, "trusting": trusting, "second": second, "deaf": deaf}
+FAULTS |= {"slow": slow, "trusting": trusting, "second": second, "deaf": deaf, "blind": blind, "bad_row": bad_row}
 
 
 def child(job: dict[str, Any], rank: int, port: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -110,6 +111,45 @@ def test_a_wrong_preset_is_named_with_its_key(text: str, message: str, tmp_path:
 def test_a_missing_preset_is_named() -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
         load_config(Outer, ["--config", "nowhere.toml"], None)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("optimizer.lr", "inf 0 -1"),
+        ("optimizer.eps", "inf 0"),
+        ("optimizer.weight_decay", "inf -1"),
+        ("run.epochs", "inf 1e308 0"),
+        ("run.timeout_minutes", "inf 1e308 0"),
+        ("reward.timeout_seconds", "inf 1e308 0"),
+        ("train.loss.kl_coefficient", "inf -1"),
+        ("data.max_prompt_tokens", "0 -1"),
+        ("sampling.max_slots", "0 -1 9223372036854775807"),
+        ("sampling.memory_gib", "inf 0 -1"),
+    ],
+)
+def test_a_number_that_no_run_can_use_is_named(name: str, values: str) -> None:
+    needed = ["--model.path", "m", "--data.train", "d", "--run.folder", "r"]
+    for value in values.split():
+        with pytest.raises(ValueError, match=rf"^\[{name.rpartition('.')[0]}\] .*{name.rpartition('.')[2]}"):
+            load_config(GrpoRecipe, [*needed, f"--{name}", value], None)
+    with pytest.raises(ValueError, match="shuffle_seed is -1"):
+        load_config(SftRecipe, [*needed, "--data.shuffle_seed", "-1"], None)
+
+
+def test_a_typo_is_told_once_a_node() -> None:
+    """Under torchrun every rank reads the same flags, and there is no group yet in which to agree."""
+    told = [
+        subprocess.run(
+            [sys.executable, str(REPO / "recipes" / "sft.py"), "--trian", "1"],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"WORLD_SIZE": "4", "RANK": rank, "LOCAL_RANK": local},
+        )
+        for rank, local in (("1", "1"), ("2", "0"))
+    ]
+    assert [done.returncode for done in told] == [2, 2]
+    assert [done.stderr.count("unknown option --trian") for done in told] == [0, 1]
 
 
 @pytest.mark.parametrize("recipe", [SftRecipe, GrpoRecipe, Pipeline])

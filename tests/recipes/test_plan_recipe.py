@@ -79,6 +79,14 @@ def test_settings_of_gpu_and_work_are_read() -> None:
     assert config.grpo.sampling.max_slots == 96
 
 
+def test_settings_beyond_any_machine_are_named_or_planned() -> None:
+    for flag, value in (("ranks", "9223372036854775807"), ("grpo.data.max_prompt_tokens", "0")):
+        with pytest.raises(ValueError, match=flag.rpartition(".")[2]):
+            planner(f"--{flag}", value)
+    flags = ("--grpo.train.prompts_per_step", "1000000000000", "--grpo.sampling.max_slots", "1000000")
+    assert planning.plan_run(planner(*flags).grpo, plan.MODELS["Qwen2.5-0.5B"], 1, torch.bfloat16, True).rollouts
+
+
 def test_the_table_has_a_row_for_each_model_and_the_fewest_gpus() -> None:
     rows = [line.strip("| ").split(" | ") for line in plan.table(planner("--table", "true")).splitlines()[2:]]
     assert [row[0] for row in rows] == list(plan.MODELS)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from psychecore.model.config import ModelConfig
@@ -40,6 +41,18 @@ def test_a_resumed_run_drops_later_rows_and_a_line_that_was_cut_off(tmp_path: Pa
     log.keep_until("m.jsonl", 2)
     assert [row["step"] for row in log.read("m.jsonl")] == [1, 1, 2]
     log.keep_until("absent.jsonl", 1)
+
+
+@pytest.mark.parametrize("line", [b"\0\0\0", b"[]", b"{", b'{"step": "1"}', b"\xff", b"[" * 100_000])
+def test_a_damaged_line_is_named_and_the_file_left_alone(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+    before = path.read_bytes()
+    log = RunLog(tmp_path, ALONE)
+    for read in (lambda: log.read("m.jsonl"), lambda: log.keep_until("m.jsonl", 1)):
+        with pytest.raises(ValueError, match=r"m\.jsonl line 2: .*remove the line, or restore the file"):
+            read()
+    assert path.read_bytes() == before
 
 
 def test_training_flops_are_six_per_weight_and_token_the_head_for_labels_only() -> None:

@@ -95,6 +95,10 @@ def damage_of(kind: str, folder: Path, other: Path) -> None:
         (folder / "manifest.json").unlink()
     elif kind == "manifest garbled":
         (folder / "manifest.json").write_bytes(b"\xff{")
+    elif kind == "manifest nested":
+        (folder / "manifest.json").write_text("[" * 100_000)
+    elif kind == "manifest infinite":
+        (folder / "manifest.json").write_text('{"state.json": {"bytes": 1e999, "sha256": ""}}')
     elif kind == "file swapped":
         shutil.copyfile(other / shard.name, shard)
     else:
@@ -110,6 +114,8 @@ def damage_of(kind: str, folder: Path, other: Path) -> None:
         ("file removed", "state.json is missing"),
         ("manifest removed", "manifest.json is missing"),
         ("manifest garbled", "manifest.json cannot be read"),
+        ("manifest nested", "manifest.json cannot be read"),
+        ("manifest infinite", "manifest.json cannot be read"),
         ("file swapped", "SHA-256 differs"),
         ("folder swapped", "it holds step 1"),
     ],
@@ -197,6 +203,38 @@ def test_a_write_that_fails_leaves_the_older_ones_and_is_told(
     assert names(tmp_path) == ["step_000001", "step_000002"]
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_a_checkpoint_is_not_called_unwritten_where_an_old_one_cannot_be_removed(
+    background: bool, optimizer: Optimizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(run_state, "remove_folder", refuse)
+    checkpoints = Checkpoints(tmp_path, ALONE, background=background)
+    checkpoints.save(1, optimizer, {})
+    checkpoints.save(2, optimizer, {})
+
+    def save_and_finish() -> None:
+        checkpoints.save(3, optimizer, {})
+        checkpoints.finish()
+
+    with pytest.raises(OSError, match=r"step_000003 is written, but an older checkpoint could not be removed: .*deni"):
+        save_and_finish()
+    assert names(tmp_path) == ["step_000001", "step_000002", "step_000003"]
+
+
+def test_a_writer_that_is_interrupted_says_no_more_than_that(
+    optimizer: Optimizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(tensors: object, path: Path, metadata: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_state, "save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Checkpoints(tmp_path, ALONE).save(1, optimizer, {})
+
+
 def test_a_second_background_write_waits_for_the_first(
     optimizer: Optimizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +313,9 @@ def test_what_a_kill_kept_from_being_pruned_is_pruned_by_the_next_run(optimizer:
     assert names(tmp_path) == ["step_000002", "step_000003"]
 
 
-def test_a_checkpoint_holds_no_pickle(optimizer: Optimizer, tmp_path: Path) -> None:
-    folder = Checkpoints(tmp_path, ALONE).save(1, optimizer, {"cursor": 3})
-    assert names(folder) == ["manifest.json", "shard_00000.safetensors", "state.json"]
+def test_a_checkpoint_holds_the_configuration_and_no_pickle(optimizer: Optimizer, tmp_path: Path) -> None:
+    folder = Checkpoints(tmp_path, ALONE, config="[run]\n").save(1, optimizer, {"cursor": 3})
+    assert names(folder) == ["config.toml", "manifest.json", "shard_00000.safetensors", "state.json"]
+    assert (folder / "config.toml").read_text() == "[run]\n"
+    assert "config.toml" in json.loads((folder / "manifest.json").read_text())
     assert json.loads((folder / "state.json").read_text())["cursor"] == 3

@@ -1,0 +1,72 @@
+"""What a recipe holds its run folder to: the dtype it began with, and and what is damaged is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import common
+import pytest
+import torch
+from cli import dump_config, load_config
+from recipe_flags import recipe_flags
+from run_folder import open_run_folder, settle_dtype
+from sft import SftRecipe
+
+from psychecore.model.config import ModelConfig
+from psychecore.model.decoder import Decoder
+from psychecore.model.pretrained import save_model
+from psychecore.runtime import Runtime
+from psychecore.train.finite import NonFiniteError
+from psychecore.train.sharding import ShardingConfig
+
+ALONE = Runtime(0, 1, torch.device("cpu"))
+
+
+def sft(folder: Path, *flags: str) -> SftRecipe:
+    return load_config(SftRecipe, recipe_flags("sft", folder, "run", flags), None)
+
+
+def test_auto_goes_on_in_the_dtype_that_the_run_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = sft(tmp_path, "--model.dtype", "auto")
+    monkeypatch.setattr(common, "fast_dtype", lambda device: torch.bfloat16)
+    begun = settle_dtype(auto, ALONE)
+    assert begun.model.dtype == "bfloat16"
+    open_run_folder(auto.run.folder, dump_config(begun), ALONE)
+    monkeypatch.setattr(common, "fast_dtype", lambda device: torch.float32)  # the machine is busy now
+    assert settle_dtype(auto, ALONE) == begun
+    with pytest.raises(ValueError, match="holds a run with another configuration"):
+        open_run_folder(auto.run.folder, dump_config(sft(tmp_path, "--model.dtype", "float32")), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = [", r"config\.toml'?: Invalid value"),
+        ("", r"config\.toml is damaged: run is no table"),
+        ("run = 3", r"config\.toml is damaged: run is no table"),
+        ("[run]\n[model]\n[[train]]", r"config\.toml is damaged: train is no table"),
+    ],
+)
+def test_a_damaged_configuration_is_named(text: str, message: str, tmp_path: Path) -> None:
+    config = sft(tmp_path, "--model.dtype", "auto")
+    config.run.folder.mkdir()
+    (config.run.folder / "config.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        settle_dtype(config, ALONE)
+    with pytest.raises(ValueError, match=message):
+        open_run_folder(config.run.folder, dump_config(config), ALONE)
+
+
+def test_a_torn_evaluation_is_named(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text('{"before": {')
+    with pytest.raises(ValueError, match=r"evaluation\.json: not JSON"):
+        common.evaluated_on_first(tmp_path, "before", ALONE)
+
+
+def test_what_is_not_finite_in_the_reference_is_named(tmp_path: Path) -> None:
+    model = Decoder(ModelConfig("llama", 32, 8, 1, 2, 1, 4, 8)).initialise(0)
+    with torch.no_grad():
+        model.layers[0].down.weight[0, 0] = float("inf")
+    save_model(model, None, tmp_path)
+    with pytest.raises(NonFiniteError, match=r"weight layers\.0\.down\.weight has 1 values that are not finite"):
+        common.load_frozen(str(tmp_path), torch.float32, ShardingConfig(), ALONE, on_cpu=False)
