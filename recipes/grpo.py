@@ -145,7 +145,8 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
     inputs = hash_inputs(model_folders, [config.data.train, *map(Path, config.evaluation.files)], runtime)
 
     total_steps = steps_of(config.run, len(questions), train.prompts_per_step)
-    warn_if_too_large(config, runtime)
+    longest = max(map(len, prompts))  # a cache that holds no prompt of max_prompt_tokens may hold the real ones
+    warn_if_too_large(replace(config, data=replace(config.data, max_prompt_tokens=longest)), runtime)
     policy = load_policy(config.model, config.sharding, runtime)
     optimizer = Optimizer(policy, config.optimizer, total_steps * train.mini_batches)
     run = config.run

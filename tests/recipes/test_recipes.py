@@ -167,6 +167,15 @@ def test_a_checkpoint_that_was_sealed_without_a_key_is_named(finished: tuple[str
     assert "Traceback" not in done.stderr
 
 
+def test_a_cache_is_refused_only_where_it_cannot_hold_the_longest_real_prompt(workplace: Path) -> None:
+    flags = ["--run.steps", "1", "--evaluation.files", "", "--data.max_prompt_tokens", "100000"]
+    done = run("grpo", workplace, "small-cache", *flags, "--sampling.memory_gib", "0.001")
+    assert done.returncode == 0, done.stderr
+    done = run("grpo", workplace, "no-cache", *flags, "--sampling.memory_gib", "0.00001")
+    assert done.returncode == 2
+    assert "memory_gib is 1e-05: raise it" in done.stderr
+
+
 def test_another_reference_holds_the_policy_to_itself(workplace: Path) -> None:
     config = pc.load_model(workplace / "model").config
     pc.save_model(pc.Decoder(config).initialise(1, std=0.1), None, workplace / "other")
