@@ -54,7 +54,9 @@ def _load(cls: type[T], argv: Sequence[str], description: str | None, table: str
     flags = list(_flags(argv))
     for name, value in flags:
         if name == "config":
-            values = {key: part for key, part in _table(read_toml(value), table).items() if key not in skip}
+            file = read_toml(value)
+            file = file[table] if table and isinstance(file.get(table), dict) else file
+            values = {key: part for key, part in file.items() if key not in skip}
             _check_keys(cls, values, "", value)
     for name, value in flags:
         if name != "config":
@@ -133,12 +135,6 @@ def _flags(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
         if any("\ud800" <= char <= "\udfff" for char in name + value):  # bytes of the command line that are no UTF-8
             raise ValueError(f"option --{name!r:.80} has the value {value!r:.80}, which is no Unicode text")
         yield name, value
-
-
-def _table(values: dict[str, Any], table: str | None) -> dict[str, Any]:
-    if table is not None and isinstance(values.get(table), dict):
-        return dict(values[table])
-    return values
 
 
 def _check_keys(cls: type, values: dict[str, Any], prefix: str, source: str) -> None:
