@@ -184,7 +184,11 @@ def warn_if_too_large(config: Any, runtime: Runtime) -> bool:
     """Before a model is loaded: say in one line that the run can exceed the memory of its device, and what helps."""
     model = ModelConfig.from_folder(local_folder(config.model.path))
     dtype, cuda = compute_dtype(config.model, runtime), runtime.device.type == "cuda"
-    plan = plan_run(config, model, runtime.world_size, dtype, resolve_backend(runtime.device, dtype) != "torch")
+    try:
+        plan = plan_run(config, model, runtime.world_size, dtype, resolve_backend(runtime.device, dtype) != "torch")
+    except ValueError as error:  # sequences of the greatest length don't fit, but those that come may be shorter
+        runtime.say(f"warning: the longest sequences that this configuration allows can't be sampled: {error}")
+        return True
     moment, kinds = peak(plan)
     available, needed = device_memory(runtime.device), sum(kinds.values())
     if not cuda:

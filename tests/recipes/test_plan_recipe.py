@@ -14,6 +14,7 @@ import planning
 import pytest
 import torch
 from cli import load_config
+from grpo import GrpoRecipe
 from sft import SftRecipe
 
 from psychecore.model.config import ModelConfig
@@ -114,7 +115,7 @@ def test_the_cache_is_what_the_sampler_would_allocate() -> None:
     assert (rollouts.slots, rollouts.rows) == (80, 16)  # 16 prompts x 5 samples a rank, below 128 slots
     sizes = (rollouts.rows, rollouts.prompt_length, rollouts.slots, rollouts.answer_length)
     cache = KVCache(model, *sizes, torch.bfloat16, torch.device("meta"))
-    allocated = sum(tensor.nbytes for tensor in vars(cache).values())
+    allocated = sum(value.nbytes for value in vars(cache).values() if isinstance(value, torch.Tensor))
     said = 80 * 1024 * 12  # ids and log-probs
     assert rollout_moments(made)["decoding"]["key/value cache"] == allocated + said
 
@@ -139,6 +140,10 @@ def test_a_recipe_warns_before_a_run_that_cannot_fit(
     assert "of the 8.0 GiB there are" in lines[0]
     assert "activations" in lines[0]
     assert "--train.token_budget 32768" in lines[0]
+    # a cache bound that the longest allowed prompt exceeds is no error: the prompts that come may be shorter
+    grpo = load_config(GrpoRecipe, [f"--{n}={v}" for n, v in {**flags, "sampling.memory_gib": 0.0001}.items()], None)
+    assert planning.warn_if_too_large(grpo, here)
+    assert "warning: the longest sequences" in capsys.readouterr().out
     # the way out is one
     smaller = replace(config, train=replace(config.train, token_budget=32_768))
     assert not planning.warn_if_too_large(smaller, here)
