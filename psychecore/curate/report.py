@@ -52,15 +52,26 @@ def _head(data: ReportData) -> Iterator[str]:
     yield f'<dl class="figures">{cells}</dl>'
 
 
+def _diagram(stage: StageData) -> str:
+    """In which diagram a stage stands; what comes from passages and what was given meet in the pool."""
+    beside = {
+        "clean": "Passages",
+        "dedupe_texts": "Passages",
+        "questions": "Passages",
+        "clean_given": "Ready questions",
+    }
+    return "Dialogues" if stage.is_dialogue else beside.get(stage.name, "Questions")
+
+
 def _flow(data: ReportData) -> Iterator[str]:
     yield "<h2>From stage to stage</h2>"
     yield '<p class="note">Widths are counts, each diagram to its own scale. A passage may give several questions.</p>'
     yield _legend({"kept": "goes on, or to SFT", "grpo": "goes to GRPO", "heldout": "held out", "dropped": "dropped"})
     yield '<div class="grid wide">'
-    for title, wanted in (("Questions", False), ("Dialogues", True)):
-        if wanted:
+    for title in ("Questions", "Passages", "Ready questions", "Dialogues"):
+        if title == "Passages":
             yield '<div class="stack">'
-        stages = [one for one in data.stages if one.name != "assemble" and one.is_dialogue == wanted]
+        stages = [one for one in data.stages if one.name != "assemble" and _diagram(one) == title]
         if nodes := [_node(stage) for stage in stages]:
             said = "; ".join(f"{one.name}: {one.kept_count} kept, {one.rejected.total()} dropped" for one in stages)
             yield f'<div class="card"><h3>{title}</h3>{flow(nodes, f"{title}. {said}")}</div>'

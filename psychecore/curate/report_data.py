@@ -21,7 +21,19 @@ from psychecore.data.records import read_jsonl
 
 # Stages in the order of the pipeline; a manifest that lists them in its own order goes before.
 ORDER = (
-    *("clean", "questions", "pool", "dedupe", "quality", "review", "hold_out", "rationale", "dialogue"),
+    *(
+        "clean",
+        "dedupe_texts",
+        "dedupe_posts",
+        "questions",
+        "pool",
+        "dedupe",
+        "quality",
+        "review",
+        "hold_out",
+        "rationale",
+        "dialogue",
+    ),
     *("select_", "select", "divide", "assemble"),  # select_1, select_2, ..., and select for the last selector
 )
 # Stages whose kept rows stand in other files than NAME.jsonl.

@@ -114,7 +114,7 @@ def test_the_cache_is_what_the_sampler_would_allocate() -> None:
     assert (rollouts.slots, rollouts.rows) == (80, 16)  # 16 prompts x 5 samples a rank, below 128 slots
     sizes = (rollouts.rows, rollouts.prompt_length, rollouts.slots, rollouts.answer_length)
     cache = KVCache(model, *sizes, torch.bfloat16, torch.device("meta"))
-    allocated = sum(part.nbytes for part in vars(cache).values() if isinstance(part, torch.Tensor))
+    allocated = sum(value.nbytes for value in vars(cache).values() if isinstance(value, torch.Tensor))
     said = 80 * 1024 * 12  # ids and log-probs
     assert rollout_moments(made)["decoding"]["key/value cache"] == allocated + said
 
@@ -139,6 +139,9 @@ def test_a_recipe_warns_before_a_run_that_cannot_fit(
     assert "of the 8.0 GiB there are" in lines[0]
     assert "activations" in lines[0]
     assert "--train.token_budget 32768" in lines[0]
+    # at one rank nothing later would refuse this
+    with pytest.raises(ValueError, match="1 ranks cannot be split into 2 equal replicas"):
+        planning.warn_if_too_large(replace(config, sharding=replace(config.sharding, replicas=2)), here)
     # the way out is one
     smaller = replace(config, train=replace(config.train, token_budget=32_768))
     assert not planning.warn_if_too_large(smaller, here)
