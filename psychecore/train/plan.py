@@ -138,6 +138,7 @@ def update_moments(plan: Plan) -> dict[str, Bytes]:
     again = layer_saved if plan.checkpoint_activations else 0
     base = {**state, "parameters": state["parameters"] + window, "reference": _reference(plan, updating=True)}
     moments = {
+        "head forward": base | {"gradients": earlier, "activations": kept, "logits": _head_forward(batch.rows, c, b)},
         "head backward": base
         | {"gradients": earlier + b * head, "activations": kept, "logits": _head_backward(batch.rows, c, b)},
         "layer backward": base | {"gradients": earlier + waiting + reduced, "activations": kept + again + inside},
@@ -266,13 +267,13 @@ def _head_forward(rows: int, config: ModelConfig, b: int) -> float:
 
 
 def _head_backward(rows: int, config: ModelConfig, b: int) -> float:
-    """Of one chunk: log-probabilities, probabilities, slopes, and those before; the chunk's weight gradient in fp32."""
+    """Of one chunk: logits that become slopes in place, those before; the chunk's weight gradient in fp32."""
     chunk, old, new = _chunks(rows, config)
     weight, cast = 4 * chunk * config.width, b if b < 4 else 0
-    logits = 8 * old + 8 * new + weight
-    product = (8 + cast) * old + weight + b * chunk * config.width
+    logits = (4 + cast) * (old + new) + weight
+    product = (4 + cast) * old + weight + b * chunk * config.width
     if config.vocab_size > chunk:  # the weight gradients of two chunks
-        product = max(product, (8 + cast) * old + 2 * weight)
+        product = max(product, (4 + cast) * old + 2 * weight)
     return float(4 * rows * config.width + max(logits, product))
 
 

@@ -139,7 +139,7 @@ FEW_WORDS = {"vocab_size": 900, "width": 16, "feed_forward_width": 32}
         ("layer backward", "bfloat16", WIDE_LAYERS, (8, 32), True),
         ("embedding backward", "float32", MANY_TIED_WORDS, (1, 2), False),
         ("head backward", "bfloat16", MANY_WORDS, (2, 24), False),  # two chunks of the vocabulary
-        ("head backward", "float32", FEW_WORDS, (30, 71), False),  # 2,100 labels: two chunks of rows
+        ("head forward", "float32", FEW_WORDS, (30, 71), False),  # 2,100 labels: two chunks of rows
     ],
 )
 def test_each_moment_of_an_update_is_planned(
@@ -167,7 +167,7 @@ def test_a_reference_pass_over_wide_layers_and_a_decoding_step_over_many_words_a
     sizes = {"prompts": 2, "prompt": 40, "samples": 4, "answer": 32, "slots": 16}
     for shape, peaks in (
         ({"vocab_size": 64, "width": 32, "feed_forward_width": 1024}, ("reference forward", "prefill")),
-        ({"vocab_size": 24_000, "width": 16, "feed_forward_width": 32}, ("head backward", "decoding")),
+        ({"vocab_size": 24_000, "width": 16, "feed_forward_width": 32}, ("reference forward", "decoding")),
     ):
         job = {"recipe": "grpo", "dtype": "float32", "model": SMALL | shape, "reference": True}
         measured: dict[str, Any] = {}
