@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from psychecore.page import text
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 680, 320, 64, 190, 34, 44
+NAMES = 330  # where the names of intervals end
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -49,15 +50,15 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], title: str, x: st
     """One line a row of (name, value, low, high): a dot with whiskers."""
     height = TOP + 26 * len(rows) + BOTTOM
     low, high = min(row[2] for row in rows), max(row[3] for row in rows)
-    across = _scale(low, high, 250, WIDTH - 70)
-    shapes = [_label(x, (250 + WIDTH - 70) / 2, height - 8, "middle")]
+    across = _scale(low, high, NAMES, WIDTH - 70)
+    shapes = [_label(x, (NAMES + WIDTH - 70) / 2, height - 8, "middle")]
     for value in _ticks(low, high):
         at = across(value)
         shapes.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{height - BOTTOM}" stroke="#ddd"/>')
         shapes.append(_label(f"{value:.4g}", at, height - BOTTOM + 18, "middle"))
     for number, (name, value, low, high) in enumerate(rows):
         y = TOP + 26 * number + 13
-        shapes.append(_label(name, 240, y + 4, "end"))
+        shapes.append(_label(name, NAMES - 10, y + 4, "end"))
         shapes.append(f'<line x1="{across(low):.1f}" x2="{across(high):.1f}" y1="{y}" y2="{y}" stroke="{COLOURS[0]}"/>')
         shapes.append(f'<circle cx="{across(value):.1f}" cy="{y}" r="4" fill="{COLOURS[0]}"/>')
         shapes.append(_label(f"{value:.1f}", WIDTH - 60, y + 4, "start"))
