@@ -19,14 +19,15 @@ SEED = int(os.environ.get("SEED", "0"))
 FLAGS = ["--evaluation.limit", "2", "--run.evaluate_every", "2"]
 BACKGROUND = ["--run.checkpoint_in_background", "true"]
 REFRESH = ["--reference.refresh_every", "2"]
+SOON = ["--run.timeout_minutes", "0.5"]  # how long the first rank waits for the part of a checkpoint of one that died
 OWN = ("config.toml", "manifest.json", "timings.jsonl", "report.html", ".lock")
 # name: recipe, ranks, flags, share of the kills (two ranks take four times as long to start)
 CASES: dict[str, tuple[str, int, list[str], float]] = {
     "sft": ("sft", 1, FLAGS, 0.3),
     "grpo": ("grpo", 1, FLAGS + REFRESH, 0.3),
     "grpo-in-background": ("grpo", 1, FLAGS + REFRESH + BACKGROUND, 0.2),
-    "sft-2-ranks": ("sft", 2, FLAGS, 0.1),
-    "grpo-2-ranks": ("grpo", 2, FLAGS + REFRESH, 0.1),
+    "sft-2-ranks": ("sft", 2, FLAGS + SOON, 0.1),
+    "grpo-2-ranks": ("grpo", 2, FLAGS + REFRESH + SOON, 0.1),
 }
 
 
