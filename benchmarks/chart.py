@@ -22,11 +22,11 @@ COLOURS = (
 FONT = 'font-family="system-ui, sans-serif" font-size="12"'
 
 
-def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str, y: str, zero: bool = True) -> str:
-    """A line with its points for each series of (x, y), named at its right end; `zero` begins the y axis at 0."""
+def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str, y: str) -> str:
+    """A line with its points for each series of (x, y), named at its right end; the y axis begins at 0."""
     points = [point for one in series.values() for point in one]
     x_low, x_high = min(p[0] for p in points), max(p[0] for p in points)
-    y_low, y_high = (0.0 if zero else min(p[1] for p in points)), max(p[1] for p in points)
+    y_low, y_high = 0.0, max(p[1] for p in points)
     across, up = _scale(x_low, x_high, LEFT, WIDTH - RIGHT), _scale(y_low, y_high, HEIGHT - BOTTOM, TOP)
     shapes = [_label(x, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "middle"), _label(y, LEFT, TOP - 8, "start")]
     for value in _ticks(y_low, y_high):

@@ -10,7 +10,9 @@ import ctypes
 import os
 import sys
 import tempfile
+import weakref
 from pathlib import Path
+from typing import Any
 
 import llama_cpp as llama
 
@@ -38,6 +40,7 @@ class LlamaCpp:
         self.batch = llama.llama_batch_init(2048, 0, 1)
         if not self.context:
             raise RuntimeError("llama.cpp could not make a context")
+        weakref.finalize(self, _free, self.batch, self.context, self.model)  # a case's cache goes with the case
 
     def generate(self, prompts: list[list[int]], samples: int, new: int, temperature: float = 1.0) -> list[list[int]]:
         """`new` tokens for each sample of each prompt; temperature 0 takes the likeliest."""
@@ -72,11 +75,11 @@ class LlamaCpp:
         if code := llama.llama_decode(self.context, batch):
             raise RuntimeError(f"llama_decode failed with {code}")
 
-    def close(self) -> None:
-        """Free what it holds."""
-        llama.llama_batch_free(self.batch)
-        llama.llama_free(self.context)
-        llama.llama_model_free(self.model)
+
+def _free(batch: Any, context: Any, model: Any) -> None:
+    llama.llama_batch_free(batch)
+    llama.llama_free(context)
+    llama.llama_model_free(model)
 
 
 def bf16_file() -> Path:

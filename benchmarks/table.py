@@ -1,7 +1,4 @@
-"""What `make bench` ends with: the targets beside what was measured, from benchmarks/results, and the plots of growth.
-
-python benchmarks/table.py
-"""
+"""What `make bench` ends with: targets beside measurements, from benchmarks/results. `python benchmarks/table.py`."""
 
 from __future__ import annotations
 
@@ -76,14 +73,11 @@ def plots() -> None:
         replace_file(DOCS / "growth_rollouts.svg", [lines({"psychecore": points}, title, "samples", "seconds")])
     if growth := _read("loss_memory").get("growth"):
         series: dict[str, list[tuple[float, float]]] = {}
+        vocabularies = sorted({row["vocabulary"] for row in growth})
         for way in ("psychecore", "naive"):
-            by_tokens = [
-                (r["tokens"], r[way]["extra_mib"]) for r in growth if r["vocabulary"] == growth[0]["vocabulary"]
-            ]
-            series[f"{way}, V = {growth[0]['vocabulary']:,}"] = sorted(by_tokens)
-            most = max(r["vocabulary"] for r in growth)
-            large = [(r["tokens"], r[way]["extra_mib"]) for r in growth if r["vocabulary"] == most]
-            series[f"{way}, V = {most:,}"] = sorted(large)
+            for vocabulary in (vocabularies[0], vocabularies[-1]):
+                points = [(row["tokens"], row[way]["extra_mib"]) for row in growth if row["vocabulary"] == vocabulary]
+                series[f"{way}, V = {vocabulary:,}"] = sorted(points)
         title = "Extra memory of the loss by tokens and vocabulary"
         replace_file(DOCS / "growth_memory.svg", [lines(series, title, "tokens", "MiB")])
 

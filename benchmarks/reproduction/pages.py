@@ -1,7 +1,4 @@
-"""Puts the results into docs/REPRODUCTION.md: tables between its marks, and the charts beside it.
-
-python benchmarks/reproduction/pages.py
-"""
+"""Puts the results into docs/REPRODUCTION.md, tables and charts. `python benchmarks/reproduction/pages.py`."""
 
 from __future__ import annotations
 
