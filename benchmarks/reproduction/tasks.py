@@ -76,7 +76,7 @@ def topic_task(seed: int, path: Path) -> Task:
     train = len(kept) - HELDOUT_POSTS
     questions = [_topic_question(number, text, row["topic"], topics, draw) for number, (text, row) in enumerate(kept)]
     dialogues = [
-        _dialogue(f"post-{number}", text, row["answer"])
+        _dialogue(f"reply-{number}", text, row["answer"])
         for number, (text, row) in enumerate(kept)
         if number >= train or not find_risk(text)  # what may train on a post at acute risk is curation's to decide
     ]

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from psychecore.model import fused
+from psychecore.model.stacked_attention import Stack, is_short, stack_segments, stacked_attention
 
 BackEnd = Literal["flash", "varlen", "triton", "torch"]
 _forced: BackEnd | None = None
@@ -133,11 +134,11 @@ class PackedAttention:
         return cls(cu, cu, None, device)
 
     def __call__(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
-        if self.key_index_I is not None:  # a differentiable gather: the gradient of a shared key is the exact sum
-            k_TKH, v_TKH = k_TKH[self.key_index_I], v_TKH[self.key_index_I]
         backend = _taken("segments", q_TNH)
         if backend == "torch":
             return self._torch(q_TNH, k_TKH, v_TKH)
+        if self.key_index_I is not None:  # a differentiable gather: the gradient of a shared key is the exact sum
+            k_TKH, v_TKH = k_TKH[self.key_index_I], v_TKH[self.key_index_I]
         # positions 0 to 6 are the same in all three
         arguments = (
             q_TNH,
@@ -155,11 +156,21 @@ class PackedAttention:
         return fused.flash_attention(*arguments)
 
     def _torch(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+        out_TNH = stacked_attention(q_TNH, k_TKH, v_TKH, self._stacks)
+        if all(map(is_short, self.q_lengths, self.k_lengths)):
+            return out_TNH
         # split, not slices: the backward of a slice fills a zero tensor of full size, once per segment
-        segments = zip(
-            q_TNH.split(self.q_lengths), k_TKH.split(self.k_lengths), v_TKH.split(self.k_lengths), strict=True
-        )
-        return torch.cat([self._segment(*segment) for segment in segments])
+        outs, queries = list(out_TNH.split(self.q_lengths)), q_TNH.split(self.q_lengths)
+        if self.key_index_I is not None:
+            k_TKH, v_TKH = k_TKH[self.key_index_I], v_TKH[self.key_index_I]
+        for s, pair in enumerate(zip(k_TKH.split(self.k_lengths), v_TKH.split(self.k_lengths), strict=True)):
+            if not is_short(self.q_lengths[s], self.k_lengths[s]):
+                outs[s] = self._segment(queries[s], *pair)
+        return torch.cat(outs)
+
+    @functools.cached_property
+    def _stacks(self) -> list[Stack]:
+        return stack_segments(self.cu_q, self.cu_k, self.key_index_I, self.device)
 
     def _segment(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor) -> Tensor:
         queries, keys = len(q_QNH), len(k_SKH)

@@ -44,6 +44,11 @@ def test_no_held_out_text_trains(task: Task) -> None:
         assert not any(text.startswith(post) for text in train)
 
 
+def test_what_sft_trains_on_has_ids_of_its_own(task: Task) -> None:  # data/records.py refuses a file where it does not
+    ids = [row.id for row in (*task.warmup, *task.pool, *task.dialogues)]
+    assert len(ids) == len(set(ids))
+
+
 def test_texts_are_cut_and_the_gold_letter_is_spread(task: Task) -> None:
     for row in (*task.dialogues, *task.heldout_dialogues):
         assert all(0 < len(message["content"]) <= CHARACTERS for message in row.messages)
