@@ -30,6 +30,8 @@ KNOBS = {
     "no_std": Arm("advantage without division by std", flags={"train.advantage": "mean"}),
     "group_4": Arm("groups of 4", flags={"train.samples_per_prompt": 4, "train.prompts_per_step": 16}),
     "group_16": Arm("groups of 16", flags={"train.samples_per_prompt": 16, "train.prompts_per_step": 4}),
+    "lr_1e-5": Arm("a quarter of the learning rate (1e-5)", flags={"optimizer.lr": 1e-5}),
+    "steps_48": Arm("three times the steps (48)", flags={"run.steps": 48}),
     "no_format": Arm("no format reward", flags={"reward.format_weight": 0.0, "reward.correct_weight": 1.0}),
 }
 ARMS = MAIN | KNOBS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -22,7 +23,13 @@ from psychecore.evaluate.choice import wilson_interval  # noqa: E402
 from psychecore.evaluate.statistics import estimate  # noqa: E402
 
 RESULTS = REPO / "benchmarks" / "results" / "reproduction"
-PAGE = REPO / "docs" / "REPRODUCTION.md"
+PAGE, README = REPO / "docs" / "REPRODUCTION.md", REPO / "README.md"
+CURVES = {
+    "reward_correct": "Share of right samples",
+    "informative": "Share of groups that say something",
+    "length": "Tokens of a sample",
+    "kl": "KL to where GRPO started",
+}
 Rows = dict[tuple[str, str], list[dict[str, Any]]]  # by task and arm, in the order of the seeds
 
 
@@ -30,12 +37,15 @@ def main() -> None:
     """Write the page's tables and charts from what results there are."""
     rows = read()
     page = PAGE.read_text(encoding="utf-8")
-    for name, table in {"main": main_table(rows), "differences": differences(rows), "knobs": knob_table(rows)}.items():
+    tables = {"main": main_table(rows), "differences": differences(rows), "knobs": knob_table(rows)}
+    for name, table in (tables | {"cost": cost_table(rows)}).items():
         page = put(page, name, table)
     replace_file(PAGE, [page])
+    replace_file(README, [put(README.read_text(encoding="utf-8"), "reproduction", headline_table(rows))])
     for task in sorted({task for task, _ in rows}):
         replace_file(PAGE.parent / f"reproduction_{task}.svg", [accuracy_chart(rows, task)])
-        replace_file(PAGE.parent / f"reproduction_{task}_reward.svg", [reward_chart(rows, task)])
+        for metric in CURVES:
+            replace_file(PAGE.parent / f"reproduction_{task}_{metric}.svg", [curve_chart(rows, task, metric)])
     print(f"wrote {PAGE}")
 
 
@@ -107,31 +117,61 @@ def knob_table(rows: Rows) -> str:
     return "\n".join(lines_) + "\n"
 
 
+def headline_table(rows: Rows) -> str:
+    """A line an arm: accuracy on all held-out questions of each task, all seeds together."""
+    tasks = sorted({task for task, _ in rows})
+    lines_ = [f"| arm | {' | '.join(f'{task}, % right (95 %)' for task in tasks)} |", f"|---|{'---|' * len(tasks)}"]
+    for arm in MAIN:
+        cells = []
+        for task in tasks:
+            runs = rows.get((task, arm), [])
+            share, low, high = _together(runs) if runs else (math.nan, math.nan, math.nan)
+            cells.append(f"**{share:.1f}** ({low:.1f} to {high:.1f}), n {_questions(runs)}" if runs else "not run")
+        lines_.append(f"| {ARMS[arm].about} | {' | '.join(cells)} |")
+    return "\n".join(lines_) + "\n"
+
+
 def accuracy_chart(rows: Rows, task: str) -> str:
     """Held-out accuracy of the main arms, all sets and seeds together."""
-    shown = []
-    for arm in MAIN:
-        if runs := rows.get((task, arm)):
-            right = "".join(one["right"] for run in runs for one in run["heldout"].values())
-            bounds = wilson_interval(right.count("1"), len(right))
-            shown.append(
-                (ARMS[arm].about.partition(":")[0], 100 * right.count("1") / len(right), *(100 * b for b in bounds))
-            )
+    shown = [(ARMS[arm].about.partition(":")[0], *_together(rows[task, arm])) for arm in MAIN if rows.get((task, arm))]
     return intervals(shown, f"Held-out accuracy by arm, task {task}", "held-out accuracy, %")
 
 
-def reward_chart(rows: Rows, task: str) -> str:
-    """Share of right samples by GRPO step, the mean over seeds and over three steps."""
+def _together(runs: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """(share, low, high) in per cent over all held-out sets and seeds."""
+    right = "".join(one["right"] for run in runs for one in run["heldout"].values())
+    low, high = wilson_interval(right.count("1"), len(right))
+    return 100 * right.count("1") / len(right), 100 * low, 100 * high
+
+
+def _questions(runs: list[dict[str, Any]]) -> int:
+    return sum(len(one["right"]) for run in runs for one in run["heldout"].values())
+
+
+def curve_chart(rows: Rows, task: str, metric: str) -> str:
+    """One metric of the main arms by GRPO step, the mean over seeds and over three steps."""
     series = {}
     for arm in MAIN:
-        curves = [run["curves"]["reward_correct"] for run in rows.get((task, arm), []) if "curves" in run]
+        curves = [run["curves"][metric] for run in rows.get((task, arm), []) if "curves" in run]
         if curves:
             mean = [sum(step) / len(step) for step in zip(*curves, strict=True)]
             smooth = [sum(mean[max(0, i - 2) : i + 1]) / len(mean[max(0, i - 2) : i + 1]) for i in range(len(mean))]
             series[arm] = list(enumerate(smooth, start=1))
-    return lines(
-        series, f"Share of right samples while GRPO trains, task {task}", "GRPO step", "share right (mean of 3 steps)"
-    )
+    return lines(series, f"{CURVES[metric]} while GRPO trains, task {task}", "GRPO step", f"{metric} (mean of 3 steps)")
+
+
+def cost_table(rows: Rows) -> str:
+    """Minutes of training by task and stage: the median over seeds and arms, and the sum of all of them."""
+    minutes: dict[tuple[str, str], dict[tuple[int, str], float]] = defaultdict(dict)
+    for (task, _), runs in rows.items():
+        for run in runs:
+            for stage, spent in run["minutes"].items():
+                minutes[task, "SFT" if stage == "sft" else "GRPO"][run["seed"], stage] = spent
+    lines_ = ["| task | stage | runs | minutes each (median) | minutes in all |", "|---|---|---|---|---|"]
+    for (task, stage), spent_by in sorted(minutes.items(), reverse=True):
+        spent = list(spent_by.values())
+        lines_.append(f"| {task} | {stage} | {len(spent)} | {statistics.median(spent):.1f} | {sum(spent):.0f} |")
+    return "\n".join(lines_) + "\n"
 
 
 def _last_quarter(values: list[float]) -> float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -151,6 +152,7 @@ def recipe(
     done = subprocess.run(command, cwd=REPO)
     if done.returncode or not (folder / "export").is_dir():
         raise SystemExit(f"{kind} in {folder} was not finished; the same command continues it")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # 3 GB a run, of use only to one that goes on
     return folder
 
 

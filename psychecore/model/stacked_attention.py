@@ -24,23 +24,16 @@ PADDING = 1.25  # a stack has at most so many pairs for one that counts
 
 @dataclass(frozen=True)
 class Stack:
-    """S segments padded to Q queries and K keys. Padded places point at token 0, whose value never counts.
+    """S segments padded to Q queries and K keys.
 
-    query_SQ, key_SK: places among the T tokens. real_P: which of the S * Q queries are no padding, None where all are.
-    seen_S1QK: bool, the causal mask, bottom-right; None for one square segment, which is causal by itself. Padded
-    queries see every key, so that no row is empty; padded keys are seen by padded queries only.
+    query_SQ, key_SK: places among the T tokens, T where padded. seen_S1QK: bool, the causal mask, bottom-right; None
+    for one square segment, which is causal by itself. Padded queries see every key, so that no row is empty; padded
+    keys are seen by padded queries only.
     """
 
     query_SQ: Tensor
     key_SK: Tensor
-    real_P: Tensor | None
     seen_S1QK: Tensor | None
-
-    @property
-    def target_P(self) -> Tensor:
-        """Places of the queries that are no padding, in order."""
-        flat = self.query_SQ.flatten()
-        return flat if self.real_P is None else flat[self.real_P]
 
 
 def is_short(queries: int, keys: int) -> bool:
@@ -85,20 +78,18 @@ def _stack(
         (i,) = members
         seen = None if queries[i] == keys[i] else _causal(queries[i], keys[i], device)[None, None]
         own = torch.arange(cu_q[i], cu_q[i + 1], device=device)
-        return Stack(own[None], key_index_I[None, cu_k[i] : cu_k[i + 1]], None, seen)
-    width_q, width_k = max(queries[i] for i in members), max(keys[i] for i in members)
-    query_SQ = torch.zeros(len(members), width_q, dtype=torch.int64, device=device)
-    key_SK = torch.zeros(len(members), width_k, dtype=torch.int64, device=device)
-    real_SQ = torch.zeros(len(members), width_q, dtype=torch.bool, device=device)
+        return Stack(own[None], key_index_I[None, cu_k[i] : cu_k[i + 1]], seen)
+    width_q, width_k, tokens = max(queries[i] for i in members), max(keys[i] for i in members), cu_q[-1]
+    query_SQ = torch.full((len(members), width_q), tokens, device=device)
+    key_SK = torch.full((len(members), width_k), tokens, device=device)
     seen_SQK = torch.ones(len(members), width_q, width_k, dtype=torch.bool, device=device)
     for row, i in enumerate(members):
         q, k = queries[i], keys[i]
         query_SQ[row, :q] = torch.arange(cu_q[i], cu_q[i + 1], device=device)
         key_SK[row, :k] = key_index_I[cu_k[i] : cu_k[i + 1]]
-        real_SQ[row, :q] = True
         seen_SQK[row, :q, k:] = False
         seen_SQK[row, :q, :k] = _causal(q, k, device)
-    return Stack(query_SQ, key_SK, None if real_SQ.all() else real_SQ.flatten().nonzero()[:, 0], seen_SQK[:, None])
+    return Stack(query_SQ, key_SK, seen_SQK[:, None])
 
 
 def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
@@ -115,10 +106,20 @@ def stacked_attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, stacks: Seque
 class _StackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, stacks: Sequence[Stack]) -> Tensor:
-        out_TNH = q_TNH.new_zeros(q_TNH.shape)
+        last = len(q_TNH) - 1
+        out_TNH = q_TNH.new_zeros(last + 2, *q_TNH.shape[1:])  # what is padded is written to a row behind the last
         for stack in stacks:
-            out_SQNH = _attend(*_gather(stack, q_TNH, k_TKH, v_TKH), stack.seen_S1QK)
-            _put(out_TNH, stack, out_SQNH)
+            query_P, key_P = stack.query_SQ.flatten(), stack.key_SK.flatten()
+            out_SNQH = F.scaled_dot_product_attention(
+                q_TNH.index_select(0, query_P.clamp(max=last)).unflatten(0, stack.query_SQ.shape).transpose(1, 2),
+                k_TKH.index_select(0, key_P.clamp(max=last)).unflatten(0, stack.key_SK.shape).transpose(1, 2),
+                v_TKH.index_select(0, key_P.clamp(max=last)).unflatten(0, stack.key_SK.shape).transpose(1, 2),
+                attn_mask=stack.seen_S1QK,
+                is_causal=stack.seen_S1QK is None,
+                enable_gqa=True,
+            )
+            out_TNH.index_copy_(0, query_P, out_SNQH.transpose(1, 2).flatten(0, 1))
+        out_TNH = out_TNH[:-1]
         ctx.save_for_backward(q_TNH, k_TKH, v_TKH, out_TNH)
         ctx.stacks = stacks
         return out_TNH
@@ -126,78 +127,41 @@ class _StackedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TNH: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        wide = torch.promote_types(grad_TNH.dtype, torch.float32)
         q_TNH, k_TKH, v_TKH, out_TNH = ctx.saved_tensors
-        dq_TNH = q_TNH.new_zeros(q_TNH.shape)
-        dk_TKH, dv_TKH = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k_TKH, v_TKH))
+        heads, key_heads, width = q_TNH.shape[1], k_TKH.shape[1], q_TNH.shape[2]
+        q_XH, k_YH, v_YH, grad_XH = (_by_head(x) for x in (q_TNH, k_TKH, v_TKH, grad_TNH))
+        q_XH *= width**-0.5
+        delta_X1 = _by_head((grad_TNH.to(q_XH.dtype) * out_TNH).sum(-1, keepdim=True))
+        dq_XH, dk_YH, dv_YH = torch.zeros_like(q_XH), torch.zeros_like(k_YH), torch.zeros_like(v_YH)
         for stack in ctx.stacks:
-            q_SQNH, k_SKKH, v_SKKH = (x.to(wide) for x in _gather(stack, q_TNH, k_TKH, v_TKH))
-            grad_SQNH = _take(grad_TNH, stack.query_SQ).to(wide)
-            if stack.real_P is not None:
-                kept_P = torch.zeros(stack.query_SQ.numel(), dtype=wide, device=grad_SQNH.device)
-                kept_P[stack.real_P] = 1
-                grad_SQNH.mul_(kept_P.view(*stack.query_SQ.shape, 1, 1))
-            out_SQNH = _take(out_TNH, stack.query_SQ).to(wide)
-            dq_SQNH, dk_SKKH, dv_SKKH = _gradients(q_SQNH, k_SKKH, v_SKKH, out_SQNH, grad_SQNH, stack.seen_S1QK)
-            _put(dq_TNH, stack, dq_SQNH.to(dq_TNH.dtype))
-            for total_TKH, part_SKKH in ((dk_TKH, dk_SKKH), (dv_TKH, dv_SKKH)):  # a shared key's is the sum over all
-                total_TKH.index_add_(0, stack.key_SK.flatten(), part_SKKH.flatten(0, 1).to(wide))
-        return dq_TNH, dk_TKH.to(k_TKH.dtype), dv_TKH.to(v_TKH.dtype), None
+            size, queries, keys = len(stack.query_SQ), stack.query_SQ.shape[1], stack.key_SK.shape[1]
+            x_P, y_P = (
+                (torch.arange(n, device=q_XH.device)[:, None] * (len(q_TNH) + 1) + place[:, None]).flatten()
+                for n, place in ((heads, stack.query_SQ), (key_heads, stack.key_SK))
+            )
+            # the queries that share a key/value head stand as rows R of one product
+            q_BRH, grad_BRH, delta_BR1 = (
+                x.index_select(0, x_P).view(size * key_heads, -1, x.shape[1]) for x in (q_XH, grad_XH, delta_X1)
+            )
+            k_BKH, v_BKH = (y.index_select(0, y_P).view(-1, keys, width) for y in (k_YH, v_YH))
+            p_BRK = q_BRH @ k_BKH.transpose(1, 2)
+            seen = _causal(queries, keys, x_P.device) if stack.seen_S1QK is None else stack.seen_S1QK
+            p_BRK = p_BRK.view(size, heads, queries, keys).masked_fill_(~seen, -torch.inf).softmax(-1).view_as(p_BRK)
+            slope_BRK = (grad_BRH @ v_BKH.transpose(1, 2)).sub_(delta_BR1).mul_(p_BRK)
+            dq_XH.index_copy_(0, x_P, (slope_BRK @ k_BKH).view(-1, width))
+            dk_YH.index_add_(0, y_P, (slope_BRK.transpose(1, 2) @ q_BRH).view(-1, width))  # a shared key's is the sum
+            dv_YH.index_add_(0, y_P, (p_BRK.transpose(1, 2) @ grad_BRH).view(-1, width))
+        dq_XH *= width**-0.5
+        dq_TNH, dk_TKH, dv_TKH = (
+            x.view(n, -1, width)[:, :-1].transpose(0, 1).to(grad_TNH.dtype, memory_format=torch.contiguous_format)
+            for x, n in ((dq_XH, heads), (dk_YH, key_heads), (dv_YH, key_heads))
+        )
+        return dq_TNH, dk_TKH, dv_TKH, None
 
 
-def _take(x_TNH: Tensor, place_SQ: Tensor) -> Tensor:
-    return x_TNH.index_select(0, place_SQ.flatten()).unflatten(0, place_SQ.shape)
-
-
-def _gather(stack: Stack, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """([S, Q, N, H], [S, K, K, H], [S, K, K, H]): queries, keys and values of a stack."""
-    return _take(q_TNH, stack.query_SQ), _take(k_TKH, stack.key_SK), _take(v_TKH, stack.key_SK)
-
-
-def _put(to_TNH: Tensor, stack: Stack, x_SQNH: Tensor) -> None:
-    x_PNH = x_SQNH.flatten(0, 1)
-    to_TNH.index_copy_(0, stack.target_P, x_PNH if stack.real_P is None else x_PNH[stack.real_P])
-
-
-def _attend(q_SQNH: Tensor, k_SKKH: Tensor, v_SKKH: Tensor, seen_S1QK: Tensor | None) -> Tensor:
-    out_SNQH = F.scaled_dot_product_attention(
-        q_SQNH.transpose(1, 2),
-        k_SKKH.transpose(1, 2),
-        v_SKKH.transpose(1, 2),
-        attn_mask=seen_S1QK,
-        is_causal=seen_S1QK is None,
-        enable_gqa=True,
-    )
-    return out_SNQH.transpose(1, 2)
-
-
-def _gradients(
-    q_SQNH: Tensor, k_SKKH: Tensor, v_SKKH: Tensor, out_SQNH: Tensor, grad_SQNH: Tensor, seen_S1QK: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What torch's kernel gives, with the queries that share a key/value head as rows R of one product."""
-    (stack, queries, heads, width), (keys, key_heads) = q_SQNH.shape, k_SKKH.shape[1:3]
-    scale = width**-0.5
-
-    def rows(x_SQNH: Tensor) -> Tensor:
-        x = x_SQNH.unflatten(2, (key_heads, -1)).permute(0, 2, 3, 1, 4)
-        return x.reshape(stack * key_heads, -1, width)
-
-    def heads_first(x_SKKH: Tensor) -> Tensor:
-        return x_SKKH.transpose(1, 2).reshape(stack * key_heads, keys, width)
-
-    q_BRH, grad_BRH, out_BRH = rows(q_SQNH).mul(scale), rows(grad_SQNH), rows(out_SQNH)
-    k_BKH, v_BKH = heads_first(k_SKKH), heads_first(v_SKKH)
-    scores_BRK = q_BRH @ k_BKH.transpose(1, 2)
-    seen_S1QK = _causal(queries, keys, q_SQNH.device)[None, None] if seen_S1QK is None else seen_S1QK
-    scores_BRK.view(stack, heads, queries, keys).masked_fill_(~seen_S1QK, -torch.inf)
-    p_BRK = scores_BRK.softmax(-1)
-    slope_BRK = grad_BRH @ v_BKH.transpose(1, 2)
-    slope_BRK.sub_((grad_BRH * out_BRH).sum(-1, keepdim=True)).mul_(p_BRK)
-    dq_BRH, dk_BKH, dv_BKH = (
-        slope_BRK @ k_BKH * scale,
-        slope_BRK.transpose(1, 2) @ q_BRH,
-        p_BRK.transpose(1, 2) @ grad_BRH,
-    )
-    dq_SQNH = dq_BRH.view(stack, key_heads, -1, queries, width).permute(0, 3, 1, 2, 4).reshape(q_SQNH.shape)
-    dk_SKKH, dv_SKKH = (x.view(stack, key_heads, keys, width).transpose(1, 2) for x in (dk_BKH, dv_BKH))
-    return dq_SQNH, dk_SKKH, dv_SKKH
+def _by_head(x_TNH: Tensor) -> Tensor:
+    """[N * (T + 1), H] in fp32 or wider, head after head, each with a row of zeros at its end, for what is padded."""
+    tokens, heads, width = x_TNH.shape
+    out_NTH = x_TNH.new_zeros(heads, tokens + 1, width, dtype=torch.promote_types(x_TNH.dtype, torch.float32))
+    out_NTH[:, :-1] = x_TNH.transpose(0, 1)
+    return out_NTH.view(-1, width)

@@ -86,19 +86,27 @@ def test_every_arm_is_planned_the_main_ones_with_every_seed() -> None:
 def test_the_page_gets_tables_and_charts_from_result_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arm, right in (("base", "0010"), ("sft", "0110"), ("paper", "1110")):
         sets = {"heldout": {"accuracy": right.count("1") / 4, "format_rate": 1.0, "right": right}}
-        row = {"task": "field", "arm": arm, "seed": 42, "heldout": sets, "perplexity": 9.0}
+        row = {"task": "field", "arm": arm, "seed": 42, "heldout": sets, "perplexity": 9.0, "minutes": {}}
         if arm == "paper":
             names = ("reward_correct", "informative", "length", "kl")
+            row["minutes"] = {"sft": 2.0, "paper": 3.0}
             row["curves"] = {name: [0.25, 0.5, 0.75, 1.0] for name in names}
         (tmp_path / f"field-{arm}-42.json").write_text(json.dumps(row), encoding="utf-8")
     page = tmp_path / "page.md"
     page.write_text(pages.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setattr(pages, "RESULTS", tmp_path)
     monkeypatch.setattr(pages, "PAGE", page)
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- reproduction -->\nold\n<!-- end -->\nafter\n", encoding="utf-8")
+    monkeypatch.setattr(pages, "README", readme)
     for _ in range(2):  # a second time replaces the tables
         pages.main()
     text = page.read_text(encoding="utf-8")
     assert text.count("| field | SFT only | 1 | heldout | **50.0** (15.0 to 85.0) | 50.0 | 100% | 9.0 |") == 1
     assert text.count("| field | SFT only | 1 | heldout | +25.0 (+0.0 to +75.0) |") == 1
-    for chart in ("reproduction_field.svg", "reproduction_field_reward.svg"):
+    assert "| field | GRPO | 1 | 3.0 | 3 |" in text
+    lines = readme.read_text(encoding="utf-8").splitlines()
+    assert "| SFT only | **50.0** (15.0 to 85.0), n 4 |" in lines
+    assert "old" not in lines
+    for chart in ("reproduction_field.svg", "reproduction_field_reward_correct.svg", "reproduction_field_kl.svg"):
         ElementTree.parse(tmp_path / chart)
