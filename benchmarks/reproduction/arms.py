@@ -13,6 +13,7 @@ class Arm:
     about: str
     start: Literal["base", "sft"] = "sft"
     questions: Literal["hard", "random", "easy"] | None = "hard"
+    relettered: bool = False  # their options in a new random order, so that no letter is right more often than others
     flags: dict[str, object] = field(default_factory=dict)  # of recipes/grpo.py
 
 
@@ -25,6 +26,7 @@ MAIN = {
     "easy": Arm("SFT, then GRPO on as many easy questions: the wrong set", questions="easy"),
 }
 KNOBS = {
+    "relettered": Arm("the hard questions with their options shuffled anew", relettered=True),
     "kl_0": Arm("no KL term (paper: 0.001)", flags={"train.loss.kl_coefficient": 0.0}),
     "kl_0.04": Arm("KL 0.04", flags={"train.loss.kl_coefficient": 0.04}),
     "no_std": Arm("advantage without division by std", flags={"train.advantage": "mean"}),

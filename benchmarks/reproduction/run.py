@@ -18,7 +18,9 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from tasks import Task, field_task, topic_task  # noqa: E402
 
 from psychecore.curate.divide import GRPO_FILE, SFT_FILE, DivideConfig, divide  # noqa: E402
 from psychecore.curate.generator import LocalGenerator  # noqa: E402
+from psychecore.curate.questions import shuffled  # noqa: E402
 from psychecore.curate.select import SelectConfig, SelectStage  # noqa: E402
 from psychecore.data.prompts import worked_conversation  # noqa: E402
 from psychecore.data.records import Question, read_questions, write_rows  # noqa: E402
@@ -87,7 +90,10 @@ def run_arm(name: str, arm_name: str, seed: int, folder: Path, counsel_chat: Pat
             chain.append(recipe("sft", folder / "sft", seed, [*rows, *task.dialogues]))
             model = str(chain[-1] / "export")
         if arm.questions:
-            chain.append(recipe("grpo", result, seed, same_number(sets, seed)[arm.questions], model, arm.flags))
+            questions = same_number(sets, seed)[arm.questions]
+            questions = [reletter(question, seed) for question in questions] if arm.relettered else questions
+            figures["gold_letters"] = dict(sorted(Counter(question.answer for question in questions).items()))
+            chain.append(recipe("grpo", result, seed, questions, model, arm.flags))
             model = str(chain[-1] / "export")
     figures |= examine(model, task)
     figures["minutes"] = {run.name: round(sum(r["seconds"] for r in rows_of(run, "timings")) / 60, 2) for run in chain}
@@ -126,6 +132,12 @@ def same_number(sets: Mapping[str, list[Question]], seed: int) -> dict[str, list
     count = min(map(len, sets.values()))
     pools = {**sets, "random": sorted((q for rows in sets.values() for q in rows), key=lambda q: q.id)}
     return {side: draw.sample(rows, count) for side, rows in pools.items()}
+
+
+def reletter(question: Question, seed: int) -> Question:
+    """The same question with its options in an order drawn by its id and the seed."""
+    options, answer = shuffled(question.options, question.answer, f"reproduction/{seed}/{question.id}")
+    return replace(question, options=options, answer=answer)
 
 
 def recipe(

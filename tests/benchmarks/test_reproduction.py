@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ sys.path.insert(0, str(BENCHMARKS / "reproduction"))
 
 import pages  # noqa: E402
 from arms import ARMS, MAIN, SEEDS, plan  # noqa: E402
-from run import same_number  # noqa: E402
+from run import reletter, same_number  # noqa: E402
 from tasks import CHARACTERS, POST, Task, field_task, topic_task  # noqa: E402
 
 COUNSEL_CHAT = BENCHMARKS.parents[1] / "shared" / "data" / "counsel_chat" / "counsel_chat.jsonl"
@@ -81,6 +82,18 @@ def test_every_arm_is_planned_the_main_ones_with_every_seed() -> None:
         assert {(task, seed) for task, name, seed in planned if name == arm} == {
             (task, seed) for task in ("field", "topic") for seed in SEEDS
         }
+
+
+def test_relettering_keeps_the_question_and_frees_its_letter(task: Task) -> None:
+    fresh = [reletter(question, 1) for question in task.pool]
+    for old, new in zip(task.pool, fresh, strict=True):
+        assert new.options[new.answer] == old.options[old.answer]
+        assert sorted(new.options.values()) == sorted(old.options.values())
+        assert list(new.options) == list(old.options)
+    kept = sum(new.answer == old.answer for old, new in zip(task.pool, fresh, strict=True)) / len(fresh)
+    assert 0.15 < kept < 0.35
+    biased = [reletter(replace(question, answer="A"), 1).answer for question in task.pool]
+    assert all(biased.count(letter) > len(biased) / 6 for letter in "ABCD")
 
 
 def test_the_page_gets_tables_and_charts_from_result_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
