@@ -112,7 +112,8 @@ def knob_table(rows: Rows) -> str:
             lines_.append(
                 f"| {about} | {accuracies} | "
                 f"{min(s['format_rate'] for s in sets):.0%} | {late['reward_correct']:.2f} | "
-                f"{late['informative']:.0%} | {late['length']:.0f} | {late['kl']:.3f} |"
+                f"{late['informative']:.0%} | {late['length']:.0f} | "
+                + (f"{late['kl']:.3f} |" if "kl" in late else "not measured |")
             )
     return "\n".join(lines_) + "\n"
 

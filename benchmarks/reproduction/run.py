@@ -100,7 +100,8 @@ def run_arm(name: str, arm_name: str, seed: int, folder: Path, counsel_chat: Pat
     if arm.questions:
         names = ("reward", "reward_correct", "reward_format", "informative", "length", "kl", "entropy", "truncated")
         metrics = rows_of(chain[-1], "metrics")
-        figures["curves"] = {key: [round(row[key], 4) for row in metrics] for key in names}
+        # without a KL term there is no reference, and no KL to tell
+        figures["curves"] = {key: [round(row[key], 4) for row in metrics] for key in names if key in metrics[0]}
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, [json.dumps(figures | {"machine": machine()}, ensure_ascii=False) + "\n"])
     print(f"wrote {path}", flush=True)
