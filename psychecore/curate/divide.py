@@ -74,8 +74,9 @@ def divide(source: Path, folder: Path, config: DivideConfig, by_source: bool = F
 
     questions_sft.jsonl and questions_grpo.jsonl hold the rows as they came; divide.rejects.jsonl holds the others with
     "reason" ("straddles", "subsampled") and "detail"; matrix.jsonl one line a question: who answered and got what, and
-    where it went; selection.json counts, difficulty by area, agreement. Raises ValueError where the answers are not of
-    the same selectors on every row, can never meet the threshold, or leave a set below its minimum.
+    where it went; selection.json counts, the letters that are right in either set (where selectors like one, few
+    such questions are hard, and GRPO learns to avoid it), difficulty by area, agreement. Raises ValueError where the
+    answers are not of the same selectors on every row, can never meet the threshold, or leave a set below its minimum.
     """
     votes, tally = _read_votes(source, config, by_source)
     sides = _sides(votes, config)
@@ -105,6 +106,7 @@ class _Vote(NamedTuple):
     kind: str  # the set that the answers call for
     got: int  # selectors
     right: int  # samples
+    gold: str  # letters of the right options
 
 
 class _Fate(NamedTuple):
@@ -133,7 +135,7 @@ def _read_votes(source: Path, config: DivideConfig, by_source: bool) -> tuple[li
         right = {name: sum(answer["right"] for answer in given) for name, given in answers.items()}
         got = sum(count >= config.samples_needed for count in right.values())
         kind = "sft" if got >= config.selectors_needed else "grpo"
-        votes.append(_Vote(row["id"], "", kind, got, sum(right.values())))
+        votes.append(_Vote(row["id"], "", kind, got, sum(right.values()), str(row["answer"])))
     if tally is None:
         raise ValueError(f"{source}: no rows")
     return [vote._replace(family=families.of(vote.id)) for vote in votes], tally
@@ -267,6 +269,10 @@ def _report(
         "easy": sum(vote.kind == "sft" for vote in votes),
         "hard": sum(vote.kind == "grpo" for vote in votes),
         "sets": {"sft": side_counts["sft"], "grpo": side_counts["grpo"], "dropped": side_counts[None]},
+        "gold_letters": {
+            side: dict(sorted(Counter(vote.gold for vote in votes if fates[vote.id].side == side).items()))
+            for side in OTHER
+        },
         "reasons": dict(sorted(Counter(fate.reason for fate in fates.values() if fate.reason).items())),
         "families": {
             "count": len(sides),

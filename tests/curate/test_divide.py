@@ -127,7 +127,9 @@ def test_the_matrix_and_the_report_say_who_got_what(tmp_path: Path) -> None:
         answered("c", {"x": [False], "y": [False]}, area="ethics"),
         answered("d", {"x": [False], "y": [False]}, area="ethics"),
     ]
+    rows[1]["answer"], rows[3]["answer"] = "A", "AB"
     _, report = run(tmp_path, rows, HAND)
+    assert report["gold_letters"] == {"sft": {"A": 1, "B": 1}, "grpo": {"AB": 1, "B": 1}}
     assert report["areas"]["social"]["right"] == {"x": 1.0, "y": 0.5}
     assert report["areas"]["ethics"]["right"] == {"x": 0.0, "y": 0.0}
     # equal on 3 of 4; by chance 0.5 * 0.25 + 0.5 * 0.75 = 0.5; kappa (0.75 - 0.5) / 0.5
