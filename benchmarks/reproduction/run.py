@@ -63,16 +63,14 @@ def main() -> None:
     tasks = ("field", "topic") if options.counsel_chat.exists() else ("field",)
     if options.task and options.task not in tasks:
         raise ValueError(f"the task topic needs --counsel-chat; {options.counsel_chat} is not there")
-    wanted = [(task, arm, seed) for task, arm, seed in plan(tasks) if options.task in (None, task)]
-    if options.task and options.arm and (options.task, options.arm, options.seed or SEEDS[0]) not in wanted:
-        wanted = [(options.task, options.arm, options.seed or SEEDS[0])]
-    for task, arm, seed in wanted:
-        if options.arm in (None, arm) and options.seed in (None, seed):
-            path = RESULTS / f"{task}-{arm}-{seed}.json"
-            if path.exists():
-                print(f"{path.name} is there; remove it to measure anew", flush=True)
-            else:
-                run_arm(task, arm, seed, options.folder / task / str(seed), options.counsel_chat, path)
+    chosen = (options.task, options.arm, options.seed)
+    wanted = [one for one in plan(tasks) if all(asked in (None, part) for asked, part in zip(chosen, one, strict=True))]
+    for task, arm, seed in wanted or [(options.task or tasks[0], options.arm, options.seed or SEEDS[0])]:
+        path = RESULTS / f"{task}-{arm}-{seed}.json"
+        if path.exists():
+            print(f"{path.name} is there; remove it to measure anew", flush=True)
+        else:
+            run_arm(task, arm, seed, options.folder / task / str(seed), options.counsel_chat, path)
 
 
 def run_arm(name: str, arm_name: str, seed: int, folder: Path, counsel_chat: Path, path: Path) -> None:
@@ -150,14 +148,21 @@ def recipe(
     flags: Mapping[str, object] | None = None,
     steps: int = 0,
 ) -> Path:
-    """Run recipes/KIND.py on these rows to its end, or from where it stopped; returns its folder."""
-    if (folder / "export").is_dir():
-        return folder
-    data = folder.parent / f"{folder.name}.jsonl"
-    write_rows(data, rows)
-    settings: dict[str, object] = {"data.train": data, "run.folder": folder, "run.seed": seed, **(flags or {})}
-    settings |= {"model.path": model} if model else {}
+    """Run recipes/KIND.py on these rows to its end, or from where it stopped; returns its folder.
+
+    Raises ValueError where the folder holds the result of other settings.
+    """
+    settings: dict[str, object] = {"run.seed": seed, **(flags or {})}
     settings |= {"run.steps": steps} if steps else {}
+    data, made_with = folder.parent / f"{folder.name}.jsonl", folder.parent / f"{folder.name}.settings"
+    write_rows(data, rows)
+    stamp = f"{digest(SETTINGS)} {digest(data)} {settings}\n"
+    if (folder / "export").is_dir():
+        if not made_with.exists() or made_with.read_text(encoding="utf-8") != stamp:
+            raise ValueError(f"{folder} holds a model of other settings or data: remove it, or give another --folder")
+        return folder
+    replace_file(made_with, [stamp])
+    settings |= {"data.train": data, "run.folder": folder} | ({"model.path": model} if model else {})
     command = [sys.executable, str(REPO / "recipes" / f"{kind}.py"), "--config", str(SETTINGS)]
     command += [part for key, value in settings.items() for part in (f"--{key}", str(value))]
     if kind == "grpo":

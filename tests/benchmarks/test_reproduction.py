@@ -14,6 +14,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS / "reproduction"))
 
 import pages  # noqa: E402
+import run  # noqa: E402
 from arms import ARMS, MAIN, SEEDS, plan  # noqa: E402
 from run import reletter, same_number  # noqa: E402
 from tasks import CHARACTERS, POST, Task, field_task, topic_task  # noqa: E402
@@ -82,6 +83,33 @@ def test_every_arm_is_planned_the_main_ones_with_every_seed() -> None:
         assert {(task, seed) for task, name, seed in planned if name == arm} == {
             (task, seed) for task in ("field", "topic") for seed in SEEDS
         }
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--arm", "kl_0"], [("field", "kl_0", 42)]),
+        (["--arm", "kl_0", "--seed", "1"], [("field", "kl_0", 1)]),  # not in the plan, but asked for
+        (["--arm", "paper", "--seed", "2", "--task", "field"], [("field", "paper", 2)]),
+        (["--arm", "sft", "--task", "field"], [("field", "sft", seed) for seed in SEEDS]),
+    ],
+)
+def test_what_is_asked_for_is_run(
+    flags: list[str], expected: list[tuple[str, str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[str, str, int]] = []
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    monkeypatch.setattr(run, "run_arm", lambda task, arm, seed, *_: ran.append((task, arm, seed)))
+    monkeypatch.setattr(sys, "argv", ["run.py", *flags])
+    run.main()
+    assert ran == expected
+
+
+def test_a_model_of_other_settings_is_not_taken_for_this_arm_s(tmp_path: Path) -> None:
+    (tmp_path / "sft" / "export").mkdir(parents=True)
+    (tmp_path / "sft.settings").write_text("others", encoding="utf-8")
+    with pytest.raises(ValueError, match="sft holds a model of other settings or data: remove it"):
+        run.recipe("sft", tmp_path / "sft", 1, field_task(1).dialogues)
 
 
 def test_relettering_keeps_the_question_and_frees_its_letter(task: Task) -> None:
