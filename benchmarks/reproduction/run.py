@@ -7,7 +7,7 @@
 Per task and seed: an SFT on the warm-up questions gives a second selector; base and warm-up model answer the pool
 (psychecore/curate/select.py), which divides it into easy and hard; SFT trains on warm-up, easy questions and dialogues;
 GRPO starts from it. Every step is a recipe's process whose run folder continues when the command is given again. An
-arm's figures go to benchmarks/results/reproduction/, and from there into docs/REPRODUCTION.md (pages.py).
+arm's figures go to benchmarks/results/reproduction/, over those committed there, and into docs/REPRODUCTION.md (pages.py).
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def main() -> None:
     chosen = (options.task, options.arm, options.seed)
     wanted = [one for one in plan(tasks) if all(asked in (None, part) for asked, part in zip(chosen, one, strict=True))]
     for task, arm, seed in wanted or [(options.task or tasks[0], options.arm, options.seed or SEEDS[0])]:
-        path = RESULTS / f"{task}-{arm}-{seed}.json"
+        path = options.folder / "results" / f"{task}-{arm}-{seed}.json"
         if path.exists():
-            print(f"{path.name} is there; remove it to measure anew", flush=True)
+            print(f"{path} is there; remove it to measure anew", flush=True)
         else:
             run_arm(task, arm, seed, options.folder / task / str(seed), options.counsel_chat, path)
 
@@ -100,8 +100,10 @@ def run_arm(name: str, arm_name: str, seed: int, folder: Path, counsel_chat: Pat
         metrics = rows_of(chain[-1], "metrics")
         # without a KL term there is no reference, and no KL to tell
         figures["curves"] = {key: [round(row[key], 4) for row in metrics] for key in names if key in metrics[0]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, [json.dumps(figures | {"machine": machine()}, ensure_ascii=False) + "\n"])
+    line = json.dumps(figures | {"machine": machine()}, ensure_ascii=False) + "\n"
+    for place in (RESULTS / path.name, path):  # what is committed, and what says here that the arm is done
+        place.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(place, [line])
     print(f"wrote {path}", flush=True)
 
 

@@ -98,11 +98,15 @@ def test_what_is_asked_for_is_run(
     flags: list[str], expected: list[tuple[str, str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[tuple[str, str, int]] = []
-    monkeypatch.setattr(run, "RESULTS", tmp_path)
     monkeypatch.setattr(run, "run_arm", lambda task, arm, seed, *_: ran.append((task, arm, seed)))
-    monkeypatch.setattr(sys, "argv", ["run.py", *flags])
+    monkeypatch.setattr(sys, "argv", ["run.py", "--folder", str(tmp_path), *flags])
     run.main()
-    assert ran == expected
+    assert ran == expected  # what is committed is no reason to leave an arm out
+    (tmp_path / "results").mkdir()
+    for task, arm, seed in expected[1:]:
+        (tmp_path / "results" / f"{task}-{arm}-{seed}.json").write_text("{}", encoding="utf-8")
+    run.main()
+    assert ran[len(expected) :] == expected[:1]
 
 
 def test_a_model_of_other_settings_is_not_taken_for_this_arm_s(tmp_path: Path) -> None:
