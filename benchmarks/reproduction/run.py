@@ -7,7 +7,8 @@
 Per task and seed: an SFT on the warm-up questions gives a second selector; base and warm-up model answer the pool
 (psychecore/curate/select.py), which divides it into easy and hard; SFT trains on warm-up, easy questions and dialogues;
 GRPO starts from it. Every step is a recipe's process whose run folder continues when the command is given again. An
-arm's figures go to benchmarks/results/reproduction/, over those committed there, and into docs/REPRODUCTION.md (pages.py).
+arm's figures go to benchmarks/results/reproduction/, over those committed there, and from there into
+docs/REPRODUCTION.md (pages.py).
 """
 
 from __future__ import annotations
