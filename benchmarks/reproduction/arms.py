@@ -13,7 +13,7 @@ class Arm:
     about: str
     start: Literal["base", "sft"] = "sft"
     questions: Literal["hard", "random", "easy"] | None = "hard"
-    relettered: bool = False  # their options in a new random order, so that no letter is right more often than others
+    redrawn: Literal["letters", "answers"] | None = None  # so that none is right more often than among random questions
     flags: dict[str, object] = field(default_factory=dict)  # of recipes/grpo.py
 
 
@@ -26,14 +26,13 @@ MAIN = {
     "easy": Arm("SFT, then GRPO on as many easy questions: the wrong set", questions="easy"),
 }
 KNOBS = {
-    "relettered": Arm("the hard questions with their options shuffled anew", relettered=True),
+    "relettered": Arm("hard questions, options shuffled anew", redrawn="letters"),
+    "matched": Arm("hard questions, each answer as often as among random ones", redrawn="answers"),
     "kl_0": Arm("no KL term (paper: 0.001)", flags={"train.loss.kl_coefficient": 0.0}),
     "kl_0.04": Arm("KL 0.04", flags={"train.loss.kl_coefficient": 0.04}),
     "no_std": Arm("advantage without division by std", flags={"train.advantage": "mean"}),
     "group_4": Arm("groups of 4", flags={"train.samples_per_prompt": 4, "train.prompts_per_step": 16}),
     "group_16": Arm("groups of 16", flags={"train.samples_per_prompt": 16, "train.prompts_per_step": 4}),
-    "lr_1e-5": Arm("a quarter of the learning rate (1e-5)", flags={"optimizer.lr": 1e-5}),
-    "steps_48": Arm("three times the steps (48)", flags={"run.steps": 48}),
     "no_format": Arm("no format reward", flags={"reward.format_weight": 0.0, "reward.correct_weight": 1.0}),
 }
 ARMS = MAIN | KNOBS

@@ -89,8 +89,13 @@ def run_arm(name: str, arm_name: str, seed: int, folder: Path, counsel_chat: Pat
             chain.append(recipe("sft", folder / "sft", seed, [*rows, *task.dialogues]))
             model = str(chain[-1] / "export")
         if arm.questions:
-            questions = same_number(sets, seed)[arm.questions]
-            questions = [reletter(question, seed) for question in questions] if arm.relettered else questions
+            drawn = same_number(sets, seed)
+            questions = drawn[arm.questions]
+            if arm.redrawn == "letters":
+                questions = [reletter(question, seed) for question in questions]
+            elif arm.redrawn == "answers":
+                questions = match_answers(sets["hard"], drawn["random"], seed)
+            figures["gold_answers"] = Counter(question.options[question.answer] for question in questions)
             figures["gold_letters"] = dict(sorted(Counter(question.answer for question in questions).items()))
             chain.append(recipe("grpo", result, seed, questions, model, arm.flags))
             model = str(chain[-1] / "export")
@@ -134,6 +139,18 @@ def same_number(sets: Mapping[str, list[Question]], seed: int) -> dict[str, list
     count = min(map(len, sets.values()))
     pools = {**sets, "random": sorted((q for rows in sets.values() for q in rows), key=lambda q: q.id)}
     return {side: draw.sample(rows, count) for side, rows in pools.items()}
+
+
+def match_answers(hard: list[Question], like: list[Question], seed: int) -> list[Question]:
+    """Hard questions whose right options are, by their texts, as frequent as those of `like`; where too few, again."""
+    draw = random.Random(f"reproduction/{seed}/answers")
+    found = []
+    for text, count in sorted(Counter(question.options[question.answer] for question in like).items()):
+        able = [question for question in hard if question.options[question.answer] == text]
+        draw.shuffle(able)
+        found += [replace(able[i % len(able)], id=f"{able[i % len(able)].id}/{i}") for i in range(count if able else 0)]
+    draw.shuffle(found)
+    return found
 
 
 def reletter(question: Question, seed: int) -> Question:

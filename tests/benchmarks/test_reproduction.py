@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ sys.path.insert(0, str(BENCHMARKS / "reproduction"))
 import pages  # noqa: E402
 import run  # noqa: E402
 from arms import ARMS, MAIN, SEEDS, plan  # noqa: E402
-from run import reletter, same_number  # noqa: E402
+from run import match_answers, reletter, same_number  # noqa: E402
 from tasks import CHARACTERS, POST, Task, field_task, topic_task  # noqa: E402
 
 COUNSEL_CHAT = BENCHMARKS.parents[1] / "shared" / "data" / "counsel_chat" / "counsel_chat.jsonl"
@@ -126,6 +127,17 @@ def test_relettering_keeps_the_question_and_frees_its_letter(task: Task) -> None
     assert 0.15 < kept < 0.35
     biased = [reletter(replace(question, answer="A"), 1).answer for question in task.pool]
     assert all(biased.count(letter) > len(biased) / 6 for letter in "ABCD")
+
+
+def test_matched_answers_are_those_of_the_other_set_with_questions_of_the_hard_one(task: Task) -> None:
+    hard, like = task.pool[:100], task.pool[100:]
+    found = match_answers(hard, like, 1)
+    assert len({question.id for question in found}) == len(found) > len(like) / 2
+    texts = [described(question) for question in hard]
+    assert all(described(question) in texts for question in found)
+    counts, wanted = (Counter(q.options[q.answer] for q in rows) for rows in (found, like))
+    able = {question.options[question.answer] for question in hard}
+    assert counts == {answer: count for answer, count in wanted.items() if answer in able}
 
 
 def test_the_page_gets_tables_and_charts_from_result_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
