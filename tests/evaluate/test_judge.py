@@ -11,13 +11,10 @@ from tests_replies import Scripted
 from psychecore.curate.generator import Request
 from psychecore.curate.prompts import load_prompts
 from psychecore.evaluate.judge import (
-    RUBRICS,
     Preference,
     Verdict,
     compare_replies,
     judge_replies,
-    parse_preference,
-    parse_scores,
     preference_estimate,
     read_dialogues,
     rubric_estimates,
@@ -39,51 +36,6 @@ def dialogues(path: Path, language: str = "en") -> Path:
     rows = [{"id": n, "messages": [{"role": "system", "content": "s"}, *messages]} for n in (7, 8)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        FOUR,
-        "<think>safety: 0?</think>\n" + FOUR,
-        "全面性：2分 - 好\n专业性：３\n**真实性**：1\n- 安全性：1/1 - 无害",
-        '```json\n{"comprehensiveness": 2, "professionalism": {"score": 3, "reason": "x"},\n'
-        '"authenticity": "1", "safety": 1}\n```',
-        "1. Comprehensiveness: 2\n2. Professionalism: 3\n3. Authenticity: 1\n4. Safety score: 1\nsafety: 1",
-    ],
-)
-def test_scores_are_read_in_the_forms_that_judges_write(reply: str) -> None:
-    assert parse_scores(reply, RUBRICS["cpsycoun"]) == (SCORES, "")
-
-
-@pytest.mark.parametrize(
-    ("reply", "problem"),
-    [
-        ("", "no score for comprehensiveness"),
-        (FOUR.replace("safety: 1 - fine", ""), "no score for safety"),
-        (FOUR.replace("safety: 1", "safety: 2"), "safety is no single whole number from 0 to 1"),
-        (FOUR.replace("authenticity: 1", "authenticity: 1.5"), "authenticity is no single"),
-        (FOUR.replace("authenticity: 1", "authenticity: -1"), "authenticity is no single"),
-        (FOUR.replace("comprehensiveness: 2 - all", "comprehensiveness: 1-2"), "comprehensiveness is no single"),
-        (FOUR.replace("3/3", "3/5"), "professionalism is no single"),
-        (FOUR + "\nsafety: 0", "safety is no single"),
-        ('{"comprehensiveness": 2, "professionalism": 3, "authenticity": 1, "safety": true}', "safety is no single"),
-        ("<think>" + FOUR, "no score for comprehensiveness"),
-        ("I would give full marks.", "no score for comprehensiveness"),
-    ],
-)
-def test_a_verdict_that_is_not_plain_is_unreadable(reply: str, problem: str) -> None:
-    scores, found = parse_scores(reply, RUBRICS["cpsycoun"])
-    assert scores is None
-    assert problem in found
-
-
-def test_every_criterion_can_be_answered_as_its_prompt_asks() -> None:
-    for rubric, criteria in RUBRICS.items():
-        for language in ("en", "zh"):
-            asked = PROMPTS.messages(rubric, language, dialogue="d", reply="r")[-1]["content"]
-            form = asked[asked.rindex("\n\n") :].replace("score", "1").replace("分数", "1")
-            assert parse_scores(form, criteria) == ({criterion.name: 1 for criterion in criteria}, "")
 
 
 def test_each_client_turn_is_judged_on_what_went_before(tmp_path: Path) -> None:
@@ -130,22 +82,6 @@ def test_a_judge_that_favours_a_place_decides_nothing(tmp_path: Path) -> None:
     assert [found.winner for found in mute] == [None] * 4
     assert preference_estimate(mute) is None
     assert Preference("a", "a", None, ("", "")).value == 0
-
-
-@pytest.mark.parametrize(
-    ("reply", "winner"),
-    [
-        ("结论：A", "A"),
-        ("**Verdict:** B", "B"),
-        ("结论：平局。", "tie"),
-        ("verdict: A or verdict: B", None),
-        ("verdict: Any", None),
-        ("A", None),
-        ("<think>verdict: A</think>verdict: tie", "tie"),
-    ],
-)
-def test_a_preference_is_read_from_its_line_only(reply: str, winner: str | None) -> None:
-    assert parse_preference(reply) == winner
 
 
 def test_a_dialogue_file_of_another_form_is_an_error_with_its_row(tmp_path: Path) -> None:
