@@ -160,13 +160,19 @@ def test_archives_that_are_too_large_damaged_or_foreign_are_refused(
         read_cpsyexam(write(tmp_path, {"readme.txt": b"hello"}))
 
 
+OPTIONS = [{"options": {"A": "1", "B": 2, "C": 3.5}}, {"options": {"A": "1", "B": "2", "C": None}}]
+
+
 def test_a_row_that_cannot_be_scored_is_reported_with_its_file(tmp_path: Path) -> None:
     files = tree()
     task = "KG-PCE-三级-单项选择题"
     rows = [
-        row(task, n, "dev") | change for n, change in enumerate([{}, {"answer": ""}, {"answer": "E"}, {"answer": "AB"}])
+        row(task, n, "dev") | change
+        for n, change in enumerate([{}, {"answer": ""}, {"answer": "E"}, {"answer": "AB"}, *OPTIONS])
     ]
     files[f"dev/{task}.json"] = json.dumps(rows).encode()
     problems = read_cpsyexam(write(tmp_path, files)).problems
-    assert [(one.row, one.dropped) for one in problems] == [("row 2", True), ("row 3", True), ("row 4", False)]
+    dropped = [("row 2", True), ("row 3", True), ("row 4", False), ("row 6", True)]
+    assert [(one.row, one.dropped) for one in problems] == dropped
+    assert "option 'C' is None, but must be a text or a number" in problems[-1].reason
     assert problems[0].file == f"dev/{task}.json"
