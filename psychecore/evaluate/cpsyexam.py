@@ -60,11 +60,20 @@ class CPsyExam:
 
 
 def read_cpsyexam(path: Path) -> CPsyExam:
-    """Read the zip or the folder. Raises ValueError for an archive that is damaged, too large, or not of this form."""
+    """Read the zip or the folder.
+
+    Raises ValueError for one that is damaged, too large, not of this form, or holds a task of a split twice.
+    """
     splits: dict[str, list[Item]] = {}
     problems: list[Problem] = []
+    seen: dict[tuple[str, str], PurePosixPath] = {}
     for name, raw in _zipped(path) if path.is_file() else _in_folder(path):
         split, task = name.parent.name, name.stem
+        if (split, task) in seen:
+            raise ValueError(
+                f"{path}: {seen[split, task]} and {name} both hold {split}'s {task}: leave one of them out"
+            )
+        seen[split, task] = name
         for number, row in enumerate(parse_rows(raw, f"{path}: {name}"), start=1):
             place = f"{split}/{name.name}"
             try:

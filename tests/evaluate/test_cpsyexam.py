@@ -160,6 +160,20 @@ def test_archives_that_are_too_large_damaged_or_foreign_are_refused(
         read_cpsyexam(write(tmp_path, {"readme.txt": b"hello"}))
 
 
+def test_a_task_that_stands_in_two_places_is_an_error_that_names_both(tmp_path: Path) -> None:
+    task = "KG-PCE-三级-单项选择题"
+    for name in (f"dev/{task}.json", f"old/dev/{task}.json"):
+        (tmp_path / "exam" / name).parent.mkdir(parents=True)
+        (tmp_path / "exam" / name).write_bytes(tree()[f"dev/{task}.json"])
+    with pytest.raises(ValueError, match=rf"exam: dev/{task}\.json and old/dev/{task}\.json both hold dev's {task}"):
+        read_cpsyexam(tmp_path / "exam")
+    path = write(tmp_path, tree())
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr(f"dev/{task}.json", tree()[f"dev/{task}.json"])
+    with pytest.raises(ValueError, match=rf"x\.zip: dev/{task}\.json and dev/{task}\.json both hold"):
+        read_cpsyexam(path)
+
+
 OPTIONS = [{"options": {"A": "1", "B": 2, "C": 3.5}}, {"options": {"A": "1", "B": "2", "C": None}}]
 
 
