@@ -39,12 +39,17 @@ class CPsyExam:
     problems: list[Problem]
 
     def with_shots(self, split: str, shots: int, seed: int = 0) -> list[Item]:
-        """The items of a split with so many worked examples each. Raises ValueError where train has too few."""
+        """The items of a split with so many worked examples each. Raises ValueError where train has too few.
+
+        A single-choice question whose key names several letters is asked, as published, but is no example.
+        """
         if not self.splits.get(split):
             raise ValueError(f"the split {split!r} holds no question; there are {', '.join(self.splits) or 'none'}")
         by_task: dict[str, list[Item]] = {}
         by_kind: dict[str, list[Item]] = {}
         for item in self.splits.get("train", []):
+            if item.question.kind == "single" and len(item.question.answer) > 1:  # no example of how to answer
+                continue
             by_task.setdefault(item.groups["task"], []).append(item)
             by_kind.setdefault(item.groups["kind"], []).append(item)
         drawn = []

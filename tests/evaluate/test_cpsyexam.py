@@ -12,6 +12,7 @@ from tests_replies import said
 
 from psychecore.evaluate.answers import read_replies
 from psychecore.evaluate.cpsyexam import read_cpsyexam, submission, task_weights
+from psychecore.evaluate.likelihood import likelihood_messages
 from psychecore.evaluate.scores import macro_score, tally
 
 TASKS = {"KG-PCE-三级-单项选择题": "single", "CA-心理诊断-单项选择题": "single", "CA-心理诊断-多项选择题": "multi"}
@@ -158,6 +159,17 @@ def test_archives_that_are_too_large_damaged_or_foreign_are_refused(
             read_cpsyexam(path)
     with pytest.raises(ValueError, match="is no CPsyExam"):
         read_cpsyexam(write(tmp_path, {"readme.txt": b"hello"}))
+
+
+def test_a_single_choice_question_with_several_right_letters_is_no_worked_example(tmp_path: Path) -> None:
+    files, task = tree(), "KG-PCE-三级-单项选择题"
+    rows = [row(task, n, "train") | ({"answer": "AB"} if n == 3 else {}) for n in range(7)]
+    files[f"train/{task}.json"] = json.dumps(rows).encode()
+    exam = read_cpsyexam(write(tmp_path, files))
+    assert [item.question.answer for item in exam.splits["train"]].count("AB") == 1 + 7
+    for item in exam.with_shots("train", 6):
+        assert all(len(shot.answer) == 1 for shot in item.shots if shot.kind == "single")
+        assert likelihood_messages(item, "text")
 
 
 def test_a_task_that_stands_in_two_places_is_an_error_that_names_both(tmp_path: Path) -> None:
