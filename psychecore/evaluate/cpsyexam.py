@@ -12,7 +12,9 @@ The test split has no answers. What its site takes is {"zero_shot": {TASK: [{"qu
 
 from __future__ import annotations
 
+import lzma
 import random
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +30,8 @@ SPLITS = ("train", "dev", "test")
 KINDS: dict[str, Literal["single", "multiple"]] = {"单项": "single", "多项": "multiple"}
 TYPES: dict[str, Literal["single", "multiple"]] = {"single": "single", "multi": "multiple"}
 SHOT_KEYS = {0: "zero_shot", 5: "five_shot"}
+DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, RuntimeError)
+CHUNK = 1 << 20  # bytes unpacked at a time
 MAX_FILES, MAX_ARCHIVE = 10_000, 1_000_000_000  # members, and unpacked bytes of all of them
 
 
@@ -186,9 +190,25 @@ def _zipped(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
                 if name.is_absolute() or ".." in name.parts or str(name)[1:2] == ":":
                     raise ValueError(f"{path}: member {str(name)!r:.80} leads out of the folder, so nothing is read")
                 if name.suffix == ".json" and name.parent.name in SPLITS and "__MACOSX" not in name.parts:
-                    yield name, archive.read(member)
-    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, NotImplementedError, RuntimeError, EOFError) as error:
+                    yield name, _unpacked(archive, member, f"{path}: {name}")
+    except (*DAMAGE, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no zip file that can be read: {error!s:.200}") from None
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: str) -> bytes:
+    """A member's bytes, counted as they come, since its header may lie about their number."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # bz2 and lzma unpack without a bound
+        raise ValueError(f"{place}: packed by method {member.compress_type}, but only stored and deflated are read")
+    found = bytearray()
+    try:
+        with archive.open(member) as file:
+            while part := file.read(CHUNK):
+                found += part
+                if len(found) > MAX_JSON:
+                    raise ValueError(f"{place}: it unpacks to more than {MAX_JSON:,} bytes, the most that are read")
+    except DAMAGE as error:
+        raise ValueError(f"{place}: damaged, or not readable: {error!s:.200}") from None
+    return bytes(found)
 
 
 def _member_name(member: zipfile.ZipInfo) -> str:

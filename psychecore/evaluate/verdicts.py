@@ -71,7 +71,7 @@ def parse_scores(reply: str, rubric: Sequence[Criterion]) -> tuple[dict[str, int
 
 
 def parse_preference(reply: str) -> str | None:
-    """ "A", "B" or "tie" from a line "verdict: A" or "结论：平局"; None where a line says otherwise, or none is there."""
+    """ "A", "B" or "tie" from a line "verdict: A" or "结论：平局"; None where there is none, or another."""
     text = flatten(without_thinking(reply[:MAX_REPLY]))
     found = {_preferred(match[1]) for match in _VERDICT.finditer(text)}
     return found.pop() if len(found) == 1 else None

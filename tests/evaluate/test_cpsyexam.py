@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from tests_replies import said
 
+from psychecore.evaluate import cpsyexam
 from psychecore.evaluate.answers import read_replies
 from psychecore.evaluate.cpsyexam import read_cpsyexam, submission, task_weights
 from psychecore.evaluate.likelihood import likelihood_messages
@@ -159,6 +162,45 @@ def test_archives_that_are_too_large_damaged_or_foreign_are_refused(
             read_cpsyexam(path)
     with pytest.raises(ValueError, match="is no CPsyExam"):
         read_cpsyexam(write(tmp_path, {"readme.txt": b"hello"}))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_header_that_lies_about_the_size_unpacks_no_bomb(method: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("dev/a-单项选择题.json", bytes(50_000_000))
+    real, claimed = struct.pack("<L", 50_000_000), struct.pack("<L", 100)
+    path.write_bytes(path.read_bytes().replace(real, claimed))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"x\.zip: dev/a-单项选择题\.json: (damaged|packed by method 1[24])"):
+        read_cpsyexam(path)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_every_damaged_byte_is_an_error_that_names_the_file_or_does_no_harm(method: int, tmp_path: Path) -> None:
+    path, raw = tmp_path / "x.zip", json.dumps([row("CA-心理诊断-单项选择题", 0, "dev")]).encode()
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("dev/CA-心理诊断-单项选择题.json", raw)
+    whole, refused = path.read_bytes(), list[str]()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            read_cpsyexam(path)
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > len(raw) / 2
+    assert all(message.startswith(str(path)) for message in refused)
+
+
+def test_unpacking_stops_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpsyexam, "MAX_JSON", 100)
+    with (
+        zipfile.ZipFile(write(tmp_path, tree())) as archive,
+        pytest.raises(ValueError, match="x: it unpacks to more than 100 bytes"),
+    ):
+        cpsyexam._unpacked(archive, archive.infolist()[0], "x")
 
 
 def test_a_single_choice_question_with_several_right_letters_is_no_worked_example(tmp_path: Path) -> None:
