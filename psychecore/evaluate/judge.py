@@ -21,7 +21,7 @@ from psychecore.curate.replies import writable
 from psychecore.curate.typography import language_of
 from psychecore.data.records import read_jsonl
 from psychecore.evaluate.item import parse_rows
-from psychecore.evaluate.statistics import Estimate, clustered_estimate
+from psychecore.evaluate.statistics import DIFFERENCE, Estimate, clustered_estimate
 from psychecore.evaluate.verdicts import RUBRICS, parse_preference, parse_scores
 from psychecore.reward.answer import answer_part
 from psychecore.text.chat import Message, check_messages
@@ -148,14 +148,18 @@ def rubric_estimates(verdicts: Sequence[Verdict], rubric: str, seed: int = 0) ->
     """Each criterion's mean over the readable verdicts, dialogues being resampled; {} where none is readable."""
     read = [(verdict.scores, verdict.dialogue) for verdict in verdicts if verdict.scores is not None]
     clusters = [dialogue for _, dialogue in read]
-    names = [criterion.name for criterion in RUBRICS[rubric]] if read else []
-    return {name: clustered_estimate([scores[name] for scores, _ in read], clusters, seed) for name in names}
+    return {
+        one.name: clustered_estimate([scores[one.name] for scores, _ in read], clusters, seed, (one.low, one.high))
+        for one in (RUBRICS[rubric] if read else ())
+    }
 
 
 def preference_estimate(preferences: Sequence[Preference], seed: int = 0) -> Estimate | None:
     """Share of wins minus share of losses over the readable pairs; None where none is readable."""
     read = [preference for preference in preferences if preference.winner is not None]
-    return clustered_estimate([one.value for one in read], [one.dialogue for one in read], seed) if read else None
+    if not read:
+        return None
+    return clustered_estimate([one.value for one in read], [one.dialogue for one in read], seed, DIFFERENCE)
 
 
 def _winner(straight: str, swapped: str) -> str | None:
