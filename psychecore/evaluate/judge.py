@@ -10,6 +10,7 @@ verdict that both orders give counts as a win. A verdict that cannot be read is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from psychecore.reward.answer import answer_part
 from psychecore.text.chat import Message, check_messages
 
 MAX_FILE = 256_000_000
+_TAG = re.compile(r"[<‹〈](?=[\s/]*(?:dialogue|reply))", re.IGNORECASE)  # the names of recipes/prompts/judge.toml
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,13 @@ def read_dialogues(path: Path, last_turn_only: bool = False) -> list[Turn]:
 def judge_replies(
     judge: Generator, prompts: Prompts, rubric: str, turns: Sequence[Turn], replies: Sequence[str], max_new_tokens: int
 ) -> list[Verdict]:
-    """A verdict for each turn's reply, its thinking left out; an empty one is shown to the judge as "-"."""
+    """A verdict for each turn's reply, its thinking left out; an empty one is shown to the judge as "-".
+
+    What stands between the prompt's tags cannot close them: neither here nor in `compare_replies`.
+    """
     said = [spoken(reply) for reply in replies]
     requests = [
-        Request(prompts.messages(rubric, turn.language, dialogue=_shown(turn), reply=reply or "-"), max_new_tokens)
+        Request(prompts.messages(rubric, turn.language, dialogue=_shown(turn), reply=_material(reply)), max_new_tokens)
         for turn, reply in zip(turns, said, strict=True)
     ]
     verdicts = []
@@ -134,7 +139,7 @@ def compare_replies(
     requests = []
     for turn, one, other in zip(turns, map(spoken, first), map(spoken, second), strict=True):
         for a, b in ((one, other), (other, one)):
-            values = {"dialogue": _shown(turn), "reply_a": a or "-", "reply_b": b or "-"}
+            values = {"dialogue": _shown(turn), "reply_a": _material(a), "reply_b": _material(b)}
             requests.append(Request(prompts.messages("compare", turn.language, **values), max_new_tokens))
     said = [writable(reply.text) for reply in judge.generate(requests)]
     found = []
@@ -178,8 +183,15 @@ def spoken(reply: str) -> str:
 def _shown(turn: Turn) -> str:
     names = {"zh": {"user": "来访者", "assistant": "咨询师"}, "en": {"user": "Client", "assistant": "Counsellor"}}
     spoken_by = names[turn.language]
-    return "\n".join(
-        f"{spoken_by[message['role']]}: {message['content']}"
-        for message in turn.messages
-        if message["role"] in spoken_by
+    return _material(
+        "\n".join(
+            f"{spoken_by[message['role']]}: {message['content']}"
+            for message in turn.messages
+            if message["role"] in spoken_by
+        )
     )
+
+
+def _material(text: str) -> str:
+    """A text as it may stand between the prompt's tags: one that it writes itself, </reply>, becomes ＜/reply>."""
+    return _TAG.sub("＜", text) or "-"
