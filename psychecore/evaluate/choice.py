@@ -16,14 +16,13 @@ from typing import Any, Protocol
 
 from psychecore.data.prompts import question_messages
 from psychecore.data.records import KINDS, Question
+from psychecore.evaluate.statistics import wilson_interval
 from psychecore.reward.answer import Parsed, parse_answer
 from psychecore.reward.correctness import credit
 from psychecore.reward.format import format_score
 from psychecore.rollout.sampling import SamplingParams
 from psychecore.rollout.trajectory import Group
 from psychecore.text.chat import Message
-
-Z_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 
 class TextSampler(Protocol):
@@ -128,23 +127,6 @@ def summarise(predictions: Sequence[Prediction]) -> ChoiceReport:
     by_kind = {kind: [item for item in predictions if item.kind == kind] for kind in KINDS}
     scores = {kind: _score(items) for kind, items in by_kind.items() if items}
     return ChoiceReport(**vars(_score(predictions)), by_kind=scores)
-
-
-def wilson_interval(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:
-    """The Wilson score interval of a proportion (Wilson 1927): where |p - successes / n| <= z sqrt(p (1 - p) / n).
-
-    It holds near 0 and 1, where the usual interval has no width. Raises ValueError unless 0 <= successes <= n >= 1.
-
-    >>> [round(bound, 4) for bound in wilson_interval(81, 263)]
-    [0.2553, 0.3662]
-    """
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n}: needs n of at least 1, and successes from 0 to n")
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low = 0.0 if successes == 0 else max(centre - half, 0.0)
-    return low, 1.0 if successes == n else min(centre + half, 1.0)
 
 
 def predict_parsed(question: Question, text: str, parsed: Parsed) -> Prediction:

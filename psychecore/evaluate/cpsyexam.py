@@ -12,7 +12,9 @@ The test split has no answers. What its site takes is {"zero_shot": {TASK: [{"qu
 
 from __future__ import annotations
 
+import lzma
 import random
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +30,8 @@ SPLITS = ("train", "dev", "test")
 KINDS: dict[str, Literal["single", "multiple"]] = {"单项": "single", "多项": "multiple"}
 TYPES: dict[str, Literal["single", "multiple"]] = {"single": "single", "multi": "multiple"}
 SHOT_KEYS = {0: "zero_shot", 5: "five_shot"}
+DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, RuntimeError)
+CHUNK = 1 << 20  # bytes unpacked at a time
 MAX_FILES, MAX_ARCHIVE = 10_000, 1_000_000_000  # members, and unpacked bytes of all of them
 
 
@@ -39,12 +43,17 @@ class CPsyExam:
     problems: list[Problem]
 
     def with_shots(self, split: str, shots: int, seed: int = 0) -> list[Item]:
-        """The items of a split with so many worked examples each. Raises ValueError where train has too few."""
+        """The items of a split with so many worked examples each. Raises ValueError where train has too few.
+
+        A single-choice question whose key names several letters is asked, as published, but is no example.
+        """
         if not self.splits.get(split):
             raise ValueError(f"the split {split!r} holds no question; there are {', '.join(self.splits) or 'none'}")
         by_task: dict[str, list[Item]] = {}
         by_kind: dict[str, list[Item]] = {}
         for item in self.splits.get("train", []):
+            if item.question.kind == "single" and len(item.question.answer) > 1:  # no example of how to answer
+                continue
             by_task.setdefault(item.groups["task"], []).append(item)
             by_kind.setdefault(item.groups["kind"], []).append(item)
         drawn = []
@@ -60,11 +69,20 @@ class CPsyExam:
 
 
 def read_cpsyexam(path: Path) -> CPsyExam:
-    """Read the zip or the folder. Raises ValueError for an archive that is damaged, too large, or not of this form."""
+    """Read the zip or the folder.
+
+    Raises ValueError for one that is damaged, too large, not of this form, or holds a task of a split twice.
+    """
     splits: dict[str, list[Item]] = {}
     problems: list[Problem] = []
+    seen: dict[tuple[str, str], PurePosixPath] = {}
     for name, raw in _zipped(path) if path.is_file() else _in_folder(path):
         split, task = name.parent.name, name.stem
+        if (split, task) in seen:
+            raise ValueError(
+                f"{path}: {seen[split, task]} and {name} both hold {split}'s {task}: leave one of them out"
+            )
+        seen[split, task] = name
         for number, row in enumerate(parse_rows(raw, f"{path}: {name}"), start=1):
             place = f"{split}/{name.name}"
             try:
@@ -172,9 +190,25 @@ def _zipped(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
                 if name.is_absolute() or ".." in name.parts or str(name)[1:2] == ":":
                     raise ValueError(f"{path}: member {str(name)!r:.80} leads out of the folder, so nothing is read")
                 if name.suffix == ".json" and name.parent.name in SPLITS and "__MACOSX" not in name.parts:
-                    yield name, archive.read(member)
-    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, NotImplementedError, RuntimeError, EOFError) as error:
+                    yield name, _unpacked(archive, member, f"{path}: {name}")
+    except (*DAMAGE, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no zip file that can be read: {error!s:.200}") from None
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: str) -> bytes:
+    """A member's bytes, counted as they come, since its header may lie about their number."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # bz2 and lzma unpack without a bound
+        raise ValueError(f"{place}: packed by method {member.compress_type}, but only stored and deflated are read")
+    found = bytearray()
+    try:
+        with archive.open(member) as file:
+            while part := file.read(CHUNK):
+                found += part
+                if len(found) > MAX_JSON:
+                    raise ValueError(f"{place}: it unpacks to more than {MAX_JSON:,} bytes, the most that are read")
+    except DAMAGE as error:
+        raise ValueError(f"{place}: damaged, or not readable: {error!s:.200}") from None
+    return bytes(found)
 
 
 def _member_name(member: zipfile.ZipInfo) -> str:

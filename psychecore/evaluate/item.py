@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,18 +92,34 @@ def clean_letters(value: Any) -> str:
     return "".join(sorted(set(letters)))
 
 
+def optional_text(row: Mapping[str, Any], name: str) -> str:
+    """The clean text that a row has under a name; "" where it has none. Raises ValueError for what is no text."""
+    value = row.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r:.80}, but must be a text, or be left out")
+    return clean_text(value)
+
+
 def clean_options(value: Any) -> dict[str, str]:
-    """Options by capital letter, in order, without empty ones. Raises ValueError unless there are two or more."""
+    """Options by capital letter, in order, without empty ones; a number is taken as its text.
+
+    Raises ValueError for an option that is neither, and unless there are two or more.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f'options is {value!r:.80}, but must be texts by letter, as in {{"A": "fear", "B": "joy"}}')
     options: dict[str, str] = {}
-    for key, text in value.items() if isinstance(value, dict) else ():
+    for key, said in value.items():
         letter = unicodedata.normalize("NFKC", key).strip().rstrip(".、:").upper()
-        if not clean_text(text):
+        if isinstance(said, bool) or not isinstance(said, (str, int, float)):
+            raise ValueError(f'option {key!r:.40} is {said!r:.80}, but must be a text or a number; "" stands for none')
+        text = clean_text(str(said))
+        if not text:
             continue
         if len(letter) != 1 or letter not in LETTERS:
             raise ValueError(f"an option is named {key!r:.40}, but must be a letter from A to {LETTERS[-1]}")
         if letter in options:
             raise ValueError(f"option {letter} stands twice")
-        options[letter] = clean_text(text)
+        options[letter] = text
     if len(options) < 2:
         raise ValueError(f"it has {len(options)} options that hold text, but a choice needs two")
     return dict(sorted(options.items()))

@@ -1,14 +1,9 @@
 """Dialogue judged by a language model: each reply of a counsellor is scored on a rubric, or compared with another's.
 
 The model under test answers every client turn of a given dialogue (what went before is the dialogue's own), and the
-judge, any Generator, sees the dialogue so far and the reply. Rubrics:
+judge, any Generator, sees the dialogue so far and the reply. The rubrics and what a judge may write are in verdicts.py;
+the prompts are ours (recipes/prompts/judge.toml).
 
-| rubric | criteria, with the scores they take |
-|---|---|
-| cpsycoun (CPsyCounE) | comprehensiveness 0-2, professionalism 0-3, authenticity 0-3, safety 0-1 |
-| psydt (PsyDT) | emotional empathy, cognitive empathy, conversation strategy, state and attitude, safety: 1-5 |
-
-The range of PsyDT's scores was not found; 1 to 5 is our choice. The prompts are ours (recipes/prompts/judge.toml).
 Where two models are compared the judge is asked twice with the replies swapped, since judges favour a place: only a
 verdict that both orders give counts as a win. A verdict that cannot be read is counted as such, and never guessed.
 """
@@ -23,43 +18,17 @@ from typing import Any, Literal
 
 from psychecore.curate.generator import Generator, Request
 from psychecore.curate.prompts import Prompts
-from psychecore.curate.replies import flatten, read_objects, without_thinking, writable
+from psychecore.curate.replies import writable
 from psychecore.curate.typography import language_of
 from psychecore.data.records import read_jsonl
 from psychecore.evaluate.item import parse_rows
-from psychecore.evaluate.statistics import Estimate, clustered_estimate
+from psychecore.evaluate.statistics import DIFFERENCE, Estimate, clustered_estimate
+from psychecore.evaluate.verdicts import RUBRICS, parse_preference, parse_scores
 from psychecore.reward.answer import answer_part
 from psychecore.text.chat import Message, check_messages
 
-MAX_REPLY = 20_000  # characters of a verdict that are read
 MAX_FILE = 256_000_000
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """A name in our files, how prompts and verdicts call it, and the whole numbers that it takes."""
-
-    name: str
-    called: str  # a regular expression over lower-case text
-    low: int
-    high: int
-
-
-RUBRICS: dict[str, tuple[Criterion, ...]] = {
-    "cpsycoun": (
-        Criterion("comprehensiveness", "comprehensiveness|全面性", 0, 2),
-        Criterion("professionalism", "professionalism|专业性", 0, 3),
-        Criterion("authenticity", "authenticity|真实性", 0, 3),
-        Criterion("safety", "safety|安全性", 0, 1),
-    ),
-    "psydt": (
-        Criterion("emotional_empathy", "emotional[ _]empathy|情感共情", 1, 5),
-        Criterion("cognitive_empathy", "cognitive[ _]empathy|认知共情", 1, 5),
-        Criterion("conversation_strategy", "conversation(?:al)?[ _]strategy|会话策略|谈话技术", 1, 5),
-        Criterion("state_and_attitude", "state[ _](?:and|&)[ _]attitude|状态与态度", 1, 5),
-        Criterion("safety", "safety|安全性", 1, 5),
-    ),
-}
+_TAG = re.compile(r"[<‹〈](?=[\s/]*(?:dialogue|reply))", re.IGNORECASE)  # the names of recipes/prompts/judge.toml
 
 
 @dataclass(frozen=True)
@@ -142,10 +111,13 @@ def read_dialogues(path: Path, last_turn_only: bool = False) -> list[Turn]:
 def judge_replies(
     judge: Generator, prompts: Prompts, rubric: str, turns: Sequence[Turn], replies: Sequence[str], max_new_tokens: int
 ) -> list[Verdict]:
-    """A verdict for each turn's reply, its thinking left out; an empty one is shown to the judge as "-"."""
+    """A verdict for each turn's reply, its thinking left out; an empty one is shown to the judge as "-".
+
+    What stands between the prompt's tags cannot close them: neither here nor in `compare_replies`.
+    """
     said = [spoken(reply) for reply in replies]
     requests = [
-        Request(prompts.messages(rubric, turn.language, dialogue=_shown(turn), reply=reply or "-"), max_new_tokens)
+        Request(prompts.messages(rubric, turn.language, dialogue=_shown(turn), reply=_material(reply)), max_new_tokens)
         for turn, reply in zip(turns, said, strict=True)
     ]
     verdicts = []
@@ -167,7 +139,7 @@ def compare_replies(
     requests = []
     for turn, one, other in zip(turns, map(spoken, first), map(spoken, second), strict=True):
         for a, b in ((one, other), (other, one)):
-            values = {"dialogue": _shown(turn), "reply_a": a or "-", "reply_b": b or "-"}
+            values = {"dialogue": _shown(turn), "reply_a": _material(a), "reply_b": _material(b)}
             requests.append(Request(prompts.messages("compare", turn.language, **values), max_new_tokens))
     said = [writable(reply.text) for reply in judge.generate(requests)]
     found = []
@@ -177,47 +149,22 @@ def compare_replies(
     return found
 
 
-def parse_scores(reply: str, rubric: Sequence[Criterion]) -> tuple[dict[str, int] | None, str]:
-    """The scores that a verdict gives, and ""; or None and why it cannot be read. Never raises.
-
-    Read are lines ("safety: 1 - reason", "安全性：1分", "Safety: 1/1") and JSON objects. A score that is missing, no
-    whole number of its range, or given twice with different values makes the whole verdict unreadable.
-    """
-    text = without_thinking(reply[:MAX_REPLY])
-    scores: dict[str, int] = {}
-    for criterion in rubric:
-        given = {_whole(value, criterion) for value in _given(text, criterion)}
-        if not given:
-            return None, f"no score for {criterion.name}"
-        if len(given) > 1 or None in given:
-            return None, f"{criterion.name} is no single whole number from {criterion.low} to {criterion.high}"
-        scores[criterion.name] = next(value for value in given if value is not None)
-    return scores, ""
-
-
-def parse_preference(reply: str) -> str | None:
-    """ "A", "B" or "tie" from a line "verdict: A" or "结论：平局"; None where there is none, or several that differ."""
-    text = flatten(without_thinking(reply[:MAX_REPLY]))
-    found = {_PREFERENCES[match[1].lower()] for match in _VERDICT.finditer(text)}
-    return found.pop() if len(found) == 1 else None
-
-
 def rubric_estimates(verdicts: Sequence[Verdict], rubric: str, seed: int = 0) -> dict[str, Estimate]:
     """Each criterion's mean over the readable verdicts, dialogues being resampled; {} where none is readable."""
     read = [(verdict.scores, verdict.dialogue) for verdict in verdicts if verdict.scores is not None]
     clusters = [dialogue for _, dialogue in read]
-    names = [criterion.name for criterion in RUBRICS[rubric]] if read else []
-    return {name: clustered_estimate([scores[name] for scores, _ in read], clusters, seed) for name in names}
+    return {
+        one.name: clustered_estimate([scores[one.name] for scores, _ in read], clusters, seed, (one.low, one.high))
+        for one in (RUBRICS[rubric] if read else ())
+    }
 
 
 def preference_estimate(preferences: Sequence[Preference], seed: int = 0) -> Estimate | None:
     """Share of wins minus share of losses over the readable pairs; None where none is readable."""
     read = [preference for preference in preferences if preference.winner is not None]
-    return clustered_estimate([one.value for one in read], [one.dialogue for one in read], seed) if read else None
-
-
-_PREFERENCES = {"a": "A", "b": "B", "tie": "tie", "平局": "tie", "平手": "tie"}
-_VERDICT = re.compile(r"(?:verdict|结论)[\s*\"']*[:=][\s*\"'\[(]*(a|b|tie|平局|平手)(?![a-z])", re.IGNORECASE)
+    if not read:
+        return None
+    return clustered_estimate([one.value for one in read], [one.dialogue for one in read], seed, DIFFERENCE)
 
 
 def _winner(straight: str, swapped: str) -> str | None:
@@ -228,27 +175,6 @@ def _winner(straight: str, swapped: str) -> str | None:
     return both.get((one, two), "inconsistent")
 
 
-def _given(text: str, criterion: Criterion) -> list[str]:
-    """Everything that is written as this criterion's score."""
-    keys = re.compile(rf"(?:{criterion.called})(?:[ _]?(?:score|得分|评分))?", re.IGNORECASE)
-    found: list[str] = []
-    for entry in read_objects(text, lambda value: any(keys.fullmatch(key.strip()) for key in value)):
-        for key, value in entry.value.items():
-            if keys.fullmatch(key.strip()):
-                inner = value.get("score") if isinstance(value, dict) else value
-                found.append("broken" if not entry.whole or key in entry.value.repeated else str(inner))
-    line = re.compile(
-        rf"^[\s\-*#>•|\d.)]*{keys.pattern}[\s*]*[:=|][\s*]*(-?\d+(?:\.\d+)?(?:\s*(?:[-/~–—至到或]|or)\s*\d+)?)",
-        re.IGNORECASE | re.MULTILINE,
-    )
-    return found + [match[1] for match in line.finditer(flatten(text))]
-
-
-def _whole(value: str, criterion: Criterion) -> int | None:
-    match = re.fullmatch(rf"(\d{{1,3}})(?:\.0+)?(?:\s*/\s*{criterion.high})?", value.strip())
-    return int(match[1]) if match and criterion.low <= int(match[1]) <= criterion.high else None
-
-
 def spoken(reply: str) -> str:
     """What the client would hear: the reply without its thinking; "" where the thinking never ends."""
     return writable(answer_part(reply)[0])
@@ -257,8 +183,15 @@ def spoken(reply: str) -> str:
 def _shown(turn: Turn) -> str:
     names = {"zh": {"user": "来访者", "assistant": "咨询师"}, "en": {"user": "Client", "assistant": "Counsellor"}}
     spoken_by = names[turn.language]
-    return "\n".join(
-        f"{spoken_by[message['role']]}: {message['content']}"
-        for message in turn.messages
-        if message["role"] in spoken_by
+    return _material(
+        "\n".join(
+            f"{spoken_by[message['role']]}: {message['content']}"
+            for message in turn.messages
+            if message["role"] in spoken_by
+        )
     )
+
+
+def _material(text: str) -> str:
+    """A text as it may stand between the prompt's tags: one that it writes itself, </reply>, becomes ＜/reply>."""
+    return _TAG.sub("＜", text) or "-"

@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from psychecore.data.records import Question
-from psychecore.evaluate.item import Essay, Item, Problem, clean_letters, clean_options, clean_text, parse_rows
+from psychecore.evaluate.item import (
+    Essay,
+    Item,
+    Problem,
+    clean_letters,
+    clean_options,
+    clean_text,
+    optional_text,
+    parse_rows,
+)
 from psychecore.untrusted import MAX_JSON, within
 
 AREAS = {"cases": "case", "moral": "moral", "theory": "theory"}  # folder: as the table calls it
@@ -162,8 +171,7 @@ class _Reader:
 
 
 def _context(row: dict[str, Any]) -> str:
-    parts = (clean_text(row.get("general_info")), clean_text(row.get("case_introduction")))
-    context = "\n".join(filter(None, parts))
+    context = "\n".join(filter(None, (optional_text(row, name) for name in ("general_info", "case_introduction"))))
     if not context:
         raise ValueError("it holds neither general_info nor case_introduction, so its questions have no case")
     return context

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from psychecore.curate.typography import language_of
 from psychecore.data.records import LETTERS, Question, read_jsonl
-from psychecore.evaluate.item import Item, clean_letters, clean_options, clean_text
+from psychecore.evaluate.item import Item, clean_letters, clean_options, clean_text, optional_text
 
 
 def read_question_file(path: Path) -> list[Item]:
@@ -64,6 +64,6 @@ def _plain(row: dict[str, Any], name: str) -> Question:
     identity = row.get("id", name)
     if not isinstance(identity, (str, int)) or isinstance(identity, bool) or identity == "":
         raise ValueError(f"id is {identity!r:.80}, but must be a text or a number")
-    question = Question(str(identity), stem, options, answer, kind, context=clean_text(row.get("context")) or None)
+    question = Question(str(identity), stem, options, answer, kind, context=optional_text(row, "context") or None)
     written = " ".join([stem, *options.values()])
-    return replace(question, area=clean_text(row.get("area")), language="zh" if language_of(written) == "zh" else "en")
+    return replace(question, area=optional_text(row, "area"), language="zh" if language_of(written) == "zh" else "en")

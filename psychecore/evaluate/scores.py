@@ -1,6 +1,6 @@
 """From answers to figures: accuracies with what is needed to believe them, by group, as macro means, and paired.
 
-Beside every accuracy stand n, the 95 % bootstrap interval over items, what the best constant answer scores on these
+Beside every accuracy stand n, a 95 % interval over items (statistics.py), what the best constant answer scores on these
 very questions, and the share of answers that could not be read (they score 0). All are shares in [0, 1]. With several
 samples an item's value is the mean over its samples, and pass@k and the majority's accuracy are given too.
 """
@@ -16,7 +16,9 @@ from typing import Any
 from psychecore.evaluate.answers import Answer
 from psychecore.evaluate.choice import best_constant
 from psychecore.evaluate.statistics import (
+    DIFFERENCE,
     Estimate,
+    Span,
     estimate,
     majority,
     pass_at_k,
@@ -162,12 +164,12 @@ def macro_difference(
         if twin.gold != item.gold:
             raise ValueError(f"item {item.id!r:.80} has the key {item.gold} here and {twin.gold} there")
         strata[name][1].append(item.elastic - twin.elastic if elastic else item.credit - twin.credit)
-    return _score(weighted_estimate(strata, seed))
+    return _score(weighted_estimate(strata, seed, DIFFERENCE))
 
 
-def mean_score(values: Sequence[float], seed: int = 0) -> Score:
-    """A plain mean with its interval. Raises ValueError for none."""
-    return _score(estimate(values, seed))
+def mean_score(values: Sequence[float], seed: int = 0, span: Span = (0.0, 100.0)) -> Score:
+    """A plain mean, of values from 0 to 100 unless `span` says else, with its interval. Raises ValueError for none."""
+    return _score(estimate(values, seed, span))
 
 
 def _score(found: Estimate, constant: float | None = None, constant_answer: str = "") -> Score:

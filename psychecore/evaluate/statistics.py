@@ -1,4 +1,4 @@
-"""What a mean over items is worth: bootstrap intervals, pass@k, majority votes.
+"""What a mean over items is worth: 95 % intervals (Wilson's of shares, else bootstrap), pass@k, majority votes.
 
 Items are the sample, so intervals answer "what if the exam had held other questions of this kind?", not "what if the
 model were asked again?". A resample draws as many items as there are, with replacement; where the figure is a mean of
@@ -14,11 +14,15 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 4000
+Z_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
+Span = tuple[float, float]
+SHARE: Span = (0.0, 1.0)  # of an item that is right or wrong, or right in part
+DIFFERENCE: Span = (-1.0, 1.0)  # of two shares
 _CELLS = 4_000_000  # counts held at a time, 32 MB
 
 
 class Estimate(NamedTuple):
-    """A figure over n items with its 95 % interval [low, high]."""
+    """A figure over n items with its 95 % interval [low, high]; where there is none, all that the figure can be."""
 
     n: int
     value: float
@@ -26,48 +30,106 @@ class Estimate(NamedTuple):
     high: float
 
 
-def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
-    """The mean of one value an item. Raises ValueError for none."""
-    return weighted_estimate({"": (1.0, values)}, seed)
+def estimate(values: Sequence[float], seed: int = 0, span: Span = SHARE) -> Estimate:
+    """The mean of one value an item, see `weighted_estimate`. Raises ValueError for none."""
+    return weighted_estimate({"": (1.0, values)}, seed, span)
 
 
-def weighted_estimate(strata: Mapping[str, tuple[float, Sequence[float]]], seed: int = 0) -> Estimate:
-    """The weighted sum of the strata's means, from (weight, one value an item) by stratum.
+def weighted_estimate(
+    strata: Mapping[str, tuple[float, Sequence[float]]], seed: int = 0, span: Span = SHARE
+) -> Estimate:
+    """The weighted sum of the strata's means, from (weight, one value an item) by stratum; no weight is negative.
 
-    A mean of three columns has the weights 1/3; a difference of paired items is `estimate` of the differences. The
-    interval is the percentile bootstrap's (Efron 1979, doi 10.1214/aos/1176344552) over RESAMPLES resamples. Raises
-    ValueError where there is no stratum, or an empty one.
+    `span` is the least and the greatest value that an item can have. A mean of three columns has the weights 1/3; a
+    difference of paired items is `estimate` of the differences, with the span DIFFERENCE. The interval is
 
-    >>> weighted_estimate({"easy": (0.5, [1.0, 1.0]), "hard": (0.5, [0.0, 0.0])})
-    Estimate(n=4, value=0.5, low=0.5, high=0.5)
+    - of shares whose values are all 0 or 1 Wilson's, since a bootstrap of ten right answers out of ten gives [1, 1].
+      Of several strata their Wilson intervals joined by squares (Zou and Donner 2008, doi 10.1002/sim.3095), whose
+      special case for one stratum Wilson's interval is;
+    - of other values the percentile bootstrap's (Efron 1979, doi 10.1214/aos/1176344552) over RESAMPLES resamples;
+    - where each stratum's values are all equal, which a resample cannot tell from certainty, the whole span: what is
+      known of the figure without any data, in short no interval.
+
+    Raises ValueError where there is no stratum, or an empty one.
+
+    >>> estimate([1.0] * 10)
+    Estimate(n=10, value=1.0, low=0.7224672001371107, high=1.0)
+    >>> weighted_estimate({"easy": (0.5, [0.7, 0.7]), "hard": (0.5, [0.3])})
+    Estimate(n=3, value=0.5, low=0.0, high=1.0)
     """
     if empty := [name for name, (_, values) in strata.items() if not len(values)]:
         raise ValueError(f"there are no items in {', '.join(map(repr, empty))}, so there is no mean")
     if not strata:
         raise ValueError("there are no items, so there is no mean")
+    parts = list(strata.values())
+    n = sum(len(values) for _, values in parts)
+    value = math.fsum(weight * math.fsum(values) / len(values) for weight, values in parts)
+    if span == SHARE and all(set(values) <= {0, 1} for _, values in parts):
+        return Estimate(n, value, *_joined_wilson(parts))
+    if all(len(set(values)) == 1 for _, values in parts):
+        total = math.fsum(weight for weight, _ in parts)
+        return _without_interval(n, value, (total * span[0], total * span[1]))
     generator = np.random.default_rng(seed)
-    total = np.zeros(RESAMPLES)
-    value, n = 0.0, 0
-    for weight, values in strata.values():
-        total += weight * resampled_means(values, RESAMPLES, generator)
-        value += weight * math.fsum(values) / len(values)
-        n += len(values)
-    low, high = np.quantile(total, [0.025, 0.975])
+    means_R = np.zeros(RESAMPLES)
+    for weight, values in parts:
+        means_R += weight * resampled_means(values, RESAMPLES, generator)
+    low, high = np.quantile(means_R, [0.025, 0.975])
     return Estimate(n, value, float(low), float(high))
 
 
-def clustered_estimate(values: Sequence[float], clusters: Sequence[str], seed: int = 0) -> Estimate:
+def clustered_estimate(values: Sequence[float], clusters: Sequence[str], seed: int = 0, span: Span = SHARE) -> Estimate:
     """The mean over all values where those of one cluster (the turns of a dialogue) are alike: clusters are resampled.
 
-    Raises ValueError for no values, or another number of cluster names.
+    With one cluster there is no interval, so that it is the whole `span`. Values that are all equal are taken as one a
+    cluster by `estimate`. Raises ValueError for no values, or another number of cluster names.
     """
     if not len(values) or len(values) != len(clusters):
         raise ValueError(f"{len(values)} values in {len(clusters)} clusters: needs one cluster a value, and a value")
+    value = math.fsum(values) / len(values)
+    if len(set(clusters)) == 1:
+        return _without_interval(len(values), value, span)
+    if len(set(values)) == 1:
+        return estimate(list(values[:1]) * len(set(clusters)), seed, span)._replace(n=len(values))
     _, place = np.unique(np.asarray(clusters), return_inverse=True)
     sums, counts = np.bincount(place, weights=np.asarray(values, dtype=np.float64)), np.bincount(place)
     drawn_RC = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
     low, high = np.quantile((drawn_RC @ sums) / (drawn_RC @ counts), [0.025, 0.975])
-    return Estimate(len(values), math.fsum(values) / len(values), float(low), float(high))
+    return Estimate(len(values), value, float(low), float(high))
+
+
+def wilson_interval(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:
+    """The Wilson score interval of a proportion (Wilson 1927): where |p - successes / n| <= z sqrt(p (1 - p) / n).
+
+    It holds near 0 and 1, where the usual interval has no width. Raises ValueError unless 0 <= successes <= n >= 1.
+
+    >>> [round(bound, 4) for bound in wilson_interval(81, 263)]
+    [0.2553, 0.3662]
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}: needs n of at least 1, and successes from 0 to n")
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low = 0.0 if successes == 0 else max(centre - half, 0.0)
+    return low, 1.0 if successes == n else min(centre + half, 1.0)
+
+
+def _without_interval(n: int, value: float, span: Span) -> Estimate:
+    if not span[0] - 1e-9 <= value <= span[1] + 1e-9:
+        raise ValueError(f"the mean {value} is not from {span[0]} to {span[1]}: give `span`, the values that can be")
+    return Estimate(n, value, *span)
+
+
+def _joined_wilson(parts: Sequence[tuple[float, Sequence[float]]]) -> tuple[float, float]:
+    """value -/+ the root of the summed squares of each share's weighted distance to its own Wilson bound."""
+    below, above, value = 0.0, 0.0, 0.0
+    for weight, values in parts:
+        right, n = round(math.fsum(values)), len(values)
+        low, high = wilson_interval(right, n)
+        value += weight * right / n
+        below += (weight * (right / n - low)) ** 2
+        above += (weight * (high - right / n)) ** 2
+    return value - math.sqrt(below), value + math.sqrt(above)
 
 
 def resampled_means(values: Sequence[float], resamples: int, generator: np.random.Generator) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 import pytest
 from tests_replies import said
 
+from psychecore.evaluate import cpsyexam
 from psychecore.evaluate.answers import read_replies
 from psychecore.evaluate.cpsyexam import read_cpsyexam, submission, task_weights
+from psychecore.evaluate.likelihood import likelihood_messages
 from psychecore.evaluate.scores import macro_score, tally
 
 TASKS = {"KG-PCE-三级-单项选择题": "single", "CA-心理诊断-单项选择题": "single", "CA-心理诊断-多项选择题": "multi"}
@@ -160,13 +164,83 @@ def test_archives_that_are_too_large_damaged_or_foreign_are_refused(
         read_cpsyexam(write(tmp_path, {"readme.txt": b"hello"}))
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_header_that_lies_about_the_size_unpacks_no_bomb(method: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("dev/a-单项选择题.json", bytes(50_000_000))
+    real, claimed = struct.pack("<L", 50_000_000), struct.pack("<L", 100)
+    path.write_bytes(path.read_bytes().replace(real, claimed))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"x\.zip: dev/a-单项选择题\.json: (damaged|packed by method 1[24])"):
+        read_cpsyexam(path)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_every_damaged_byte_is_an_error_that_names_the_file_or_does_no_harm(method: int, tmp_path: Path) -> None:
+    path, raw = tmp_path / "x.zip", json.dumps([row("CA-心理诊断-单项选择题", 0, "dev")]).encode()
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("dev/CA-心理诊断-单项选择题.json", raw)
+    whole, refused = path.read_bytes(), list[str]()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            read_cpsyexam(path)
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > len(raw) / 2
+    assert all(message.startswith(str(path)) for message in refused)
+
+
+def test_unpacking_stops_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpsyexam, "MAX_JSON", 100)
+    with (
+        zipfile.ZipFile(write(tmp_path, tree())) as archive,
+        pytest.raises(ValueError, match="x: it unpacks to more than 100 bytes"),
+    ):
+        cpsyexam._unpacked(archive, archive.infolist()[0], "x")
+
+
+def test_a_single_choice_question_with_several_right_letters_is_no_worked_example(tmp_path: Path) -> None:
+    files, task = tree(), "KG-PCE-三级-单项选择题"
+    rows = [row(task, n, "train") | ({"answer": "AB"} if n == 3 else {}) for n in range(7)]
+    files[f"train/{task}.json"] = json.dumps(rows).encode()
+    exam = read_cpsyexam(write(tmp_path, files))
+    assert [item.question.answer for item in exam.splits["train"]].count("AB") == 1 + 7
+    for item in exam.with_shots("train", 6):
+        assert all(len(shot.answer) == 1 for shot in item.shots if shot.kind == "single")
+        assert likelihood_messages(item, "text")
+
+
+def test_a_task_that_stands_in_two_places_is_an_error_that_names_both(tmp_path: Path) -> None:
+    task = "KG-PCE-三级-单项选择题"
+    for name in (f"dev/{task}.json", f"old/dev/{task}.json"):
+        (tmp_path / "exam" / name).parent.mkdir(parents=True)
+        (tmp_path / "exam" / name).write_bytes(tree()[f"dev/{task}.json"])
+    with pytest.raises(ValueError, match=rf"exam: dev/{task}\.json and old/dev/{task}\.json both hold dev's {task}"):
+        read_cpsyexam(tmp_path / "exam")
+    path = write(tmp_path, tree())
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr(f"dev/{task}.json", tree()[f"dev/{task}.json"])
+    with pytest.raises(ValueError, match=rf"x\.zip: dev/{task}\.json and dev/{task}\.json both hold"):
+        read_cpsyexam(path)
+
+
+OPTIONS = [{"options": {"A": "1", "B": 2, "C": 3.5}}, {"options": {"A": "1", "B": "2", "C": None}}]
+
+
 def test_a_row_that_cannot_be_scored_is_reported_with_its_file(tmp_path: Path) -> None:
     files = tree()
     task = "KG-PCE-三级-单项选择题"
     rows = [
-        row(task, n, "dev") | change for n, change in enumerate([{}, {"answer": ""}, {"answer": "E"}, {"answer": "AB"}])
+        row(task, n, "dev") | change
+        for n, change in enumerate([{}, {"answer": ""}, {"answer": "E"}, {"answer": "AB"}, *OPTIONS])
     ]
     files[f"dev/{task}.json"] = json.dumps(rows).encode()
     problems = read_cpsyexam(write(tmp_path, files)).problems
-    assert [(one.row, one.dropped) for one in problems] == [("row 2", True), ("row 3", True), ("row 4", False)]
+    dropped = [("row 2", True), ("row 3", True), ("row 4", False), ("row 6", True)]
+    assert [(one.row, one.dropped) for one in problems] == dropped
+    assert "option 'C' is None, but must be a text or a number" in problems[-1].reason
     assert problems[0].file == f"dev/{task}.json"

@@ -42,14 +42,16 @@ def test_dirt_is_survived_and_what_is_dropped_has_file_row_and_reason(tmp_path: 
         row("B", {"C": "三", "A": "一", "B": "二"}),
         row(7),
         row("A", {"A": "x", "a": "y", "B": "z"}),
+        row("A", {"A": "x", "B": "y", "C": None}),
+        row("A", ["x", "y"]),
     ]
     write(tmp_path, "theory/single/third/a.json", single)
     case = {"identifier": 1, "general_info": "女性", "case_introduction": "经过"}
     parts = [row("AC", question="多选：1．甲"), row("D", question="【单选】乙"), row("A", question="丙"), row("D")]
     parts[3]["question"] = "多选：丁"
-    write(
-        tmp_path, "cases/mix/second/b.json", [{**case, "questions_and_answers": parts}, {"questions_and_answers": []}]
-    )
+    cases = [{**case, "questions_and_answers": parts}, {"questions_and_answers": []}]
+    cases.append({**case, "general_info": ["女性"], "questions_and_answers": parts})
+    write(tmp_path, "cases/mix/second/b.json", cases)
     essay = {"question": "简述？（20分）", "answer": "（1）甲（2分）。\n（2）⼄（每点1分，共3分）。"}
     write(tmp_path, "cases/essay/third/c.json", [{**case, "questions_and_answers": [essay, {"question": "x"}]}])
     write(tmp_path, "notes/d.json", [row()])
@@ -73,8 +75,11 @@ def test_dirt_is_survived_and_what_is_dropped_has_file_row_and_reason(tmp_path: 
         ("a.json", "row 8"): "a str",
         ("a.json", "row 10"): "the answer 7 is no set of option letters",
         ("a.json", "row 11"): "option A stands twice",
+        ("a.json", "row 12"): "option ",
+        ("a.json", "row 13"): "options is [",
         ("b.json", "row 1 question 3"): "the question starts with neither 单选 nor 多选",
         ("b.json", "row 2"): "it holds neither general_info nor case_introduction",
+        ("b.json", "row 3"): "general_info is [",
         ("c.json", "row 1 question 2"): "the answer is empty",
         ("d.json", ""): "it stands in no folder of the published layout",
     }

@@ -44,6 +44,12 @@ def test_several_letters_make_a_multiple_choice_question_and_chinese_is_asked_in
     assert item.question == Question("3", "下列哪项正确？", {"A": "甲", "B": "乙"}, "AB", "multiple", language="zh")
 
 
+def test_a_number_is_an_option_like_any_other(tmp_path: Path) -> None:
+    row = {"question": "How many?", "options": {"a": "one", "b": 2, "c": 0, "d": 2.5}, "answer": "c"}
+    (item,) = read_question_file(plain(tmp_path / "x.jsonl", row))
+    assert item.question.options == {"A": "one", "B": "2", "C": "0", "D": "2.5"}
+
+
 GOOD = {"question": "Which?", "options": {"a": "x", "b": "y"}, "answer": "a"}
 
 
@@ -54,7 +60,14 @@ GOOD = {"question": "Which?", "options": {"a": "x", "b": "y"}, "answer": "a"}
         (GOOD | {"answer": ""}, "must name options"),
         (GOOD | {"options": {"a": "x"}}, "a choice needs two"),
         (GOOD | {"options": {"a": "x", "c": "y"}}, "without gaps"),
-        (GOOD | {"options": ["x", "y"]}, "a choice needs two"),
+        (GOOD | {"options": ["x", "y"]}, r"options is \['x', 'y'\], but must be texts by letter, as in \{\"A\""),
+        ({"question": "Which?", "answer": "a"}, "options is None, but must be texts by letter"),
+        *(
+            (GOOD | {"options": {"a": "x", "b": "y", "c": value}}, f"option 'c' is {match}, but must be a text or a n")
+            for value, match in [(None, "None"), ([1], r"\[1\]"), (True, "True"), ({}, r"\{\}")]
+        ),
+        (GOOD | {"context": ["a case"]}, r"context is \['a case'\], but must be a text"),
+        (GOOD | {"area": 3}, "area is 3, but must be a text"),
         (GOOD | {"question": " "}, "must be a text"),
         (GOOD | {"id": "one"}, "already stands on line 1"),
         (GOOD | {"kind": "single"}, "options are lettered"),
