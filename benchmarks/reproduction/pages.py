@@ -20,7 +20,7 @@ from table import put  # noqa: E402
 
 from psychecore.durable import replace_file  # noqa: E402
 from psychecore.evaluate.choice import wilson_interval  # noqa: E402
-from psychecore.evaluate.statistics import estimate  # noqa: E402
+from psychecore.evaluate.statistics import DIFFERENCE, estimate  # noqa: E402
 
 RESULTS = REPO / "benchmarks" / "results" / "reproduction"
 PAGE, README = REPO / "docs" / "REPRODUCTION.md", REPO / "README.md"
@@ -91,7 +91,7 @@ def differences(rows: Rows) -> str:
                 for one, other in pairs
                 for a, b in zip(one["heldout"][name]["right"], other["heldout"][name]["right"], strict=True)
             ]
-            gap = estimate(values)
+            gap = estimate(values, span=DIFFERENCE)
             lines_.append(
                 f"| {task} | {ARMS[arm].about} | {len(pairs)} | {name} | {100 * gap.value:+.1f} "
                 f"({100 * gap.low:+.1f} to {100 * gap.high:+.1f}) |"
