@@ -173,12 +173,27 @@ def test_likelihood_asks_the_weights_once(data: Path, workplace: Path, monkeypat
         (("--benchmark.dialogues=x.jsonl",), "needs a judge"),
         (("--benchmark.pceb=.", "--judge.rubrics=warmth"), "'warmth'"),
         (("--benchmark.pceb=.", "--benchmark.shots=a"), "must be"),
+        (("--benchmark.pceb=.", "--judge.rubrics="), "rubrics is empty, so nothing would be judged"),
+        (("--benchmark.pceb=.", "--answers.temperature=nan"), "temperature is nan, which stands for no number"),
         (("--benchmark.questions=a/x.jsonl,b/x.jsonl",), "two files are named 'x'"),
+        (("--benchmark.questions=a/x.jsonl", "--benchmark.dialogues=b/X.jsonl"), "two files are named 'x'"),
+        (("--benchmark.questions=a/PCEB.jsonl",), "a/PCEB.jsonl: 'PCEB' is the name of results of our own"),
+        (("--benchmark.questions=pceb_essays.jsonl",), "rename the file"),
+        (("--benchmark.questions=cpsyexam_dev_5_shot.jsonl",), "rename the file"),
+        (("--benchmark.questions=talk.replies.jsonl",), "rename the file"),
+        (("--benchmark.dialogues=talk.psydt.json",), "rename the file"),
     ],
 )
 def test_an_evaluation_that_means_nothing_is_refused(flags: tuple[str, ...], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         cli.load_config(EvaluateRecipe, ["--model.path=m", *flags], None)
+
+
+def test_a_name_that_only_resembles_one_of_ours_is_taken() -> None:
+    config = cli.load_config(
+        EvaluateRecipe, ["--model.path=m", "--benchmark.questions=pceb_hard.jsonl,psydt.jsonl"], None
+    )
+    assert len(config.benchmark.questions) == 2
 
 
 def test_the_folder_of_another_recipe_is_left_alone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
