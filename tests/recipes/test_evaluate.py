@@ -125,7 +125,8 @@ def test_a_killed_run_goes_on_where_it_was_even_after_a_torn_line(data: Path, mo
     assert rows(data, "killed/predictions/plain.jsonl") == rows(data, "whole/predictions/plain.jsonl")
     run(data, "killed", *flags)
     assert len(again.asked) == 14
-    run(data, "killed", *flags, "--answers.temperature=0.5")  # other parameters are other questions
+    (data / "killed" / "evaluation.json").unlink()
+    run(data, "killed", *flags, "--answers.temperature=0.5")  # other parameters are other requests
     assert len(again.asked) == 30
 
 
@@ -194,11 +195,3 @@ def test_a_name_that_only_resembles_one_of_ours_is_taken() -> None:
         EvaluateRecipe, ["--model.path=m", "--benchmark.questions=pceb_hard.jsonl,psydt.jsonl"], None
     )
     assert len(config.benchmark.questions) == 2
-
-
-def test_the_folder_of_another_recipe_is_left_alone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scripted(monkeypatch, model=always("A"))
-    (data / "run").mkdir()
-    (data / "run" / "config.toml").write_text("[train]\nbatch_size = 1\n")
-    with pytest.raises(ValueError, match="holds a run of another recipe"):
-        run(data, "run", f"--benchmark.questions={data / 'plain.jsonl'}")
