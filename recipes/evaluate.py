@@ -1,7 +1,8 @@
 """Evaluation: a Hugging Face folder, a hub id or an OpenAI-compatible server on the field's benchmarks.
 
     python recipes/evaluate.py --model.path runs/demo/grpo/export --benchmark.pceb PCEB --run.folder runs/eval/grpo
-    python recipes/evaluate.py --model.path http://127.0.0.1:8000/v1#psyche-r1 --benchmark.cpsyexam cpsyexam.zip
+    python recipes/evaluate.py --model.path http://127.0.0.1:8000/v1#psyche-r1 --benchmark.cpsyexam cpsyexam.zip \\
+        --run.folder runs/eval/served
     python recipes/evaluate.py --model.path FOLDER --benchmark.questions heldout.jsonl --answers.mode likelihood \\
         --run.folder runs/eval/new --run.against runs/eval/old
 

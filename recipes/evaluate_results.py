@@ -79,8 +79,8 @@ class Results:
         if not all(isinstance(part, dict) for part in parts):
             raise ValueError(f"{self.path} is no evaluation of this recipe: choose another --run.folder, or remove it")
         whose = f"results of model {model.get('name')!r:.80}"
-        self._require_same({"identity": self.head["model"]["identity"]}, model, whose)
-        self._require_same(self.head["answers"], answers, whose)
+        self._require_same({"identity": self.head["model"]["identity"]}, model, whose, "model.")
+        self._require_same(self.head["answers"], answers, whose, "answers.")
         for name in self.inputs.keys() & held.keys():
             before = held[name].get("inputs")
             self._require_same(
@@ -88,10 +88,10 @@ class Results:
             )
         return held
 
-    def _require_same(self, now: Mapping[str, Any], before: Mapping[str, Any], what: str) -> None:
+    def _require_same(self, now: Mapping[str, Any], before: Mapping[str, Any], what: str, table: str = "") -> None:
         for key, value in now.items():
             if before.get(key) != value:
                 raise ValueError(
-                    f"{self.path} holds {what} with {key} {before.get(key)!r:.80}, not {value!r:.80}: choose another "
-                    "--run.folder, or remove that file (what was asked stays in cache.jsonl)"
+                    f"{self.path} holds {what} with {table}{key} {before.get(key)!r:.80}, not {value!r:.80}: choose "
+                    "another --run.folder, or remove that file (what was asked stays in cache.jsonl)"
                 )

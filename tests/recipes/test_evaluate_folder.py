@@ -47,8 +47,8 @@ def test_a_second_benchmark_is_added_to_the_folder(data: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (("--model.path=other",), r"results of model 'model' with identity 'says A', not 'says B'"),
-        (("--answers.temperature=0.5",), r"results of model 'model' with temperature 0\.7, not 0\.5"),
+        (("--model.path=other",), r"results of model 'model' with model.identity 'says A', not 'says B'"),
+        (("--answers.temperature=0.5",), r"results of model 'model' with answers.temperature 0\.7, not 0\.5"),
         (("--benchmark.limit=1",), r"results of 'plain' with questions '"),
     ],
 )
