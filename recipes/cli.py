@@ -227,7 +227,7 @@ def _convert(value: Any, kind: Any, path: str) -> Any:
             return Path(value)
         if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             if math.isnan(value):
-                break
+                raise ValueError(f"option --{path} is nan, which stands for no number, but must be one")
             return float(value)
         if option in (int, str, bool) and type(value) is option:
             return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,9 @@ from psychecore.evaluate.answers import AnswerConfig
 from psychecore.evaluate.judge import RUBRICS
 
 PROMPTS = Path(__file__).resolve().parent / "prompts"
+RESERVED = re.compile(  # names of benchmarks, and endings that the files of judged dialogues get
+    rf"pceb|pceb_essays|cpsyexam_(dev|test|train)_\d+_shot|.*\.(replies|compare|{'|'.join(RUBRICS)})", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,12 @@ class BenchmarkOptions:
             raise ValueError("nothing to evaluate on: give benchmark.pceb, cpsyexam, questions or dialogues")
         if self.limit < 0 or not self.shots or min(self.shots) < 0:
             raise ValueError(f"limit {self.limit} and shots {self.shots} must be at least 0, and shots not empty")
-        names = [Path(path).stem for path in (*self.questions, *self.dialogues)]
-        if double := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"two files are named {double!r}; results are kept by that name")
+        files = (*self.questions, *self.dialogues)
+        names = [path.stem.casefold() for path in files]  # some file systems keep x and X in one place
+        if double := next((path.stem for path in files if names.count(path.stem.casefold()) > 1), None):
+            raise ValueError(f"two files are named {double!r}; results are kept by that name, so rename one")
+        if taken := next((path for path in files if RESERVED.fullmatch(path.stem.casefold())), None):
+            raise ValueError(f"{taken}: {taken.stem!r} is the name of results of our own, so rename the file")
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class JudgeOptions:
     max_new_tokens: int = option(1024, "longest verdict")
 
     def __post_init__(self) -> None:
+        if not self.rubrics:
+            raise ValueError(f"rubrics is empty, so nothing would be judged: give some of {', '.join(RUBRICS)}")
         if strange := [name for name in self.rubrics if name not in RUBRICS]:
             raise ValueError(f"rubrics holds {strange[0]!r:.80}, but must be of {', '.join(RUBRICS)}")
         if self.max_new_tokens < 1:

@@ -189,9 +189,31 @@ def _request(messages: list[Message], config: AnswerConfig, sample: int) -> Requ
     return Request(messages, config.max_new_tokens, config.temperature, config.seed, sample, config.top_p)
 
 
+_KINDS: dict[str, tuple[type, ...]] = {  # of what a predictions file holds; `groups` are looked into as well
+    **dict.fromkeys(("id", "text", "reason", "kind", "gold"), (str,)),
+    "sample": (int,),
+    "groups": (dict,),
+    "prompt": (list,),
+    "parsed": (str, type(None)),
+    **dict.fromkeys(("credit", "elastic"), (float, int, type(None))),
+    "format": (float, int),
+}
+
+
 def _answers(path: Path) -> Iterator[Answer]:
+    seen: dict[tuple[str, int], int] = {}
     for number, row in read_jsonl(path):
         try:
-            yield Answer(**row)
+            answer = Answer(**row)
+            for key, kinds in _KINDS.items():
+                if type(row[key]) not in kinds:
+                    names = " or ".join(kind.__name__ for kind in kinds)
+                    raise TypeError(f"{key} is {row[key]!r:.80}, but must be {names}")
+            if not all(isinstance(value, str) for value in answer.groups.values()):
+                raise TypeError(f"groups is {answer.groups!r:.80}, but must hold texts")
+            first = seen.setdefault((answer.id, answer.sample), number)
+            if first != number:
+                raise TypeError(f"sample {answer.sample} of {answer.id!r:.80} already stands on line {first}")
         except TypeError as error:
             raise ValueError(f"{path} line {number}: no prediction ({error})") from None
+        yield answer

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests_replies import Scripted, said
@@ -58,6 +61,24 @@ def test_predictions_come_back_from_their_file(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"id": "x"}\n')
     with pytest.raises(ValueError, match=r"x\.jsonl line 1: no prediction"):
         read_predictions(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"credit": "1.0"}, "credit is '1.0', but must be float or int or NoneType"),
+        ({"elastic": True}, "elastic is True"),
+        ({"id": 3}, "id is 3, but must be str"),
+        ({"groups": {"column": ["x"]}}, "must hold texts"),
+        ({"sample": 0}, "sample 0 of 'one' already stands on line 1"),
+        ({"score": 1}, "unexpected keyword"),
+    ],
+)
+def test_a_damaged_prediction_is_an_error_with_file_and_line(changed: Any, match: str, tmp_path: Path) -> None:
+    first, second = map(asdict, read_replies(ITEMS[:1], said(["A", "B"]), 2))
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (first, second | changed)))
+    with pytest.raises(ValueError, match=rf"p\.jsonl line 2: no prediction \(.*{match}"):
+        read_predictions(tmp_path / "p.jsonl")
 
 
 def test_the_difference_is_over_the_items_of_both() -> None:

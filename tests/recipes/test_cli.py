@@ -79,7 +79,7 @@ def test_a_dumped_configuration_reads_back_equal(tmp_path: Path) -> None:
         (["--path", "x", "--count", "many"], "--count is 'many', but must be integer"),
         (["--path", "x", "--inner.on", "yes"], r"--inner\.on is 'yes', but must be true or false"),
         (["--path", "x", "--inner.kind", "c"], r"--inner\.kind is 'c', but must be a\|b"),
-        (["--path", "x", "--inner.lr", "nan"], r"--inner\.lr is nan"),
+        (["--path", "x", "--inner.lr", "nan"], r"--inner\.lr is nan, which stands for no number"),
         (["--path", "x", "--count", "-1"], "count is -1"),
         (["--path"], "--path needs a value"),
         (["path", "x"], "'path' is no option"),

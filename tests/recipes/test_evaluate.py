@@ -125,7 +125,8 @@ def test_a_killed_run_goes_on_where_it_was_even_after_a_torn_line(data: Path, mo
     assert rows(data, "killed/predictions/plain.jsonl") == rows(data, "whole/predictions/plain.jsonl")
     run(data, "killed", *flags)
     assert len(again.asked) == 14
-    run(data, "killed", *flags, "--answers.temperature=0.5")  # other parameters are other questions
+    (data / "killed" / "evaluation.json").unlink()
+    run(data, "killed", *flags, "--answers.temperature=0.5")  # other parameters are other requests
     assert len(again.asked) == 30
 
 
@@ -173,7 +174,15 @@ def test_likelihood_asks_the_weights_once(data: Path, workplace: Path, monkeypat
         (("--benchmark.dialogues=x.jsonl",), "needs a judge"),
         (("--benchmark.pceb=.", "--judge.rubrics=warmth"), "'warmth'"),
         (("--benchmark.pceb=.", "--benchmark.shots=a"), "must be"),
+        (("--benchmark.pceb=.", "--judge.rubrics="), "rubrics is empty, so nothing would be judged"),
+        (("--benchmark.pceb=.", "--answers.temperature=nan"), "temperature is nan, which stands for no number"),
         (("--benchmark.questions=a/x.jsonl,b/x.jsonl",), "two files are named 'x'"),
+        (("--benchmark.questions=a/x.jsonl", "--benchmark.dialogues=b/X.jsonl"), "two files are named 'x'"),
+        (("--benchmark.questions=a/PCEB.jsonl",), "a/PCEB.jsonl: 'PCEB' is the name of results of our own"),
+        (("--benchmark.questions=pceb_essays.jsonl",), "rename the file"),
+        (("--benchmark.questions=cpsyexam_dev_5_shot.jsonl",), "rename the file"),
+        (("--benchmark.questions=talk.replies.jsonl",), "rename the file"),
+        (("--benchmark.dialogues=talk.psydt.json",), "rename the file"),
     ],
 )
 def test_an_evaluation_that_means_nothing_is_refused(flags: tuple[str, ...], match: str) -> None:
@@ -181,9 +190,8 @@ def test_an_evaluation_that_means_nothing_is_refused(flags: tuple[str, ...], mat
         cli.load_config(EvaluateRecipe, ["--model.path=m", *flags], None)
 
 
-def test_the_folder_of_another_recipe_is_left_alone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scripted(monkeypatch, model=always("A"))
-    (data / "run").mkdir()
-    (data / "run" / "config.toml").write_text("[train]\nbatch_size = 1\n")
-    with pytest.raises(ValueError, match="holds a run of another recipe"):
-        run(data, "run", f"--benchmark.questions={data / 'plain.jsonl'}")
+def test_a_name_that_only_resembles_one_of_ours_is_taken() -> None:
+    config = cli.load_config(
+        EvaluateRecipe, ["--model.path=m", "--benchmark.questions=pceb_hard.jsonl,psydt.jsonl"], None
+    )
+    assert len(config.benchmark.questions) == 2

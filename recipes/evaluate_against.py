@@ -1,0 +1,86 @@
+"""run.against: what another evaluation holds on the same benchmark, checked before a model is asked anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from evaluate_tasks import ChoiceTask, DialogueTask, Task
+
+from psychecore.data.records import read_jsonl
+from psychecore.evaluate.answers import read_predictions
+from psychecore.evaluate.scores import Tallied, macro_difference, tally
+from psychecore.untrusted import read_json
+
+WANTED = "run.against must hold an evaluation on the same benchmark"
+
+
+def with_theirs(task: Task, folder: Path) -> Task:
+    """The task with what the evaluation in `folder` has said to it; one without keys, or of essays, as it is.
+
+    Raises FileNotFoundError or ValueError, naming the file, where the two can't be compared.
+    """
+    if isinstance(task, DialogueTask):
+        return replace(task, theirs=_replies(folder, task))
+    if isinstance(task, ChoiceTask) and any(item.question.answer for item in task.items):
+        return replace(task, theirs=_answers(folder, task))
+    return task
+
+
+def differences(task: ChoiceTask, tallied: Sequence[Tallied], seed: int) -> dict[str, Any]:
+    """The accuracy and each average of the task, ours less theirs."""
+    found = {"accuracy": macro_difference(tallied, task.theirs, seed=seed)}
+    for label, (weights, elastic) in task.averages.items():
+        found[label] = macro_difference(tallied, task.theirs, task.macro, weights, elastic, seed)
+    return {label: asdict(score) for label, score in found.items()}
+
+
+def _answers(folder: Path, task: ChoiceTask) -> list[Tallied]:
+    path = _predictions(folder, task.name, task.name)
+    theirs = tally(read_predictions(path))
+    keys = {one.id: one.gold for one in theirs}
+    shared = [item for item in task.items if item.question.answer and item.question.id in keys]
+    if not shared:
+        raise ValueError(f"{path} holds none of these questions, so there is nothing to compare: {WANTED}")
+    for item in shared:
+        name, key = item.question.id, item.question.answer
+        if keys[name] != key:
+            raise ValueError(f"{path}: item {name!r:.80} has the key {keys[name]} there and {key} here: {WANTED}")
+    present = {item.groups.get(task.macro) for item in shared}
+    for weights, _ in task.averages.values():
+        if absent := [value for value in weights if value not in present]:
+            raise ValueError(
+                f"{path} holds no question of {task.macro} {absent[0]!r:.80}, which the average needs: {WANTED}"
+            )
+    return theirs
+
+
+def _replies(folder: Path, task: DialogueTask) -> dict[str, str]:
+    path = _predictions(folder, task.name, f"{task.name}.replies")
+    theirs: dict[str, str] = {}
+    for number, row in read_jsonl(path):
+        for key in ("id", "text"):
+            if not isinstance(row.get(key), str):
+                raise ValueError(f"{path} line {number}: {key} is {row.get(key)!r:.80}, but must be a text")
+        if row["id"] in theirs:
+            raise ValueError(f"{path} line {number}: id {row['id']!r:.80} stands there twice")
+        theirs[row["id"]] = row["text"]
+    if not any(turn.id in theirs for turn in task.turns):
+        raise ValueError(f"{path} holds none of these turns, so there is nothing to compare: {WANTED}")
+    return theirs
+
+
+def _predictions(folder: Path, name: str, file: str) -> Path:
+    """A predictions file of a benchmark that the folder's evaluation.json has: any other may be of another model."""
+    index, path = folder / "evaluation.json", folder / "predictions" / f"{file}.jsonl"
+    if not index.is_file():
+        raise FileNotFoundError(f"{index} does not exist: {WANTED}")
+    held = read_json(index).get("benchmarks")
+    if not isinstance(held, dict) or name not in held:
+        known = ", ".join(held) if isinstance(held, dict) and held else "none"
+        raise ValueError(f"{index} has no results of {name!r} (it has {known}): {WANTED}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: {WANTED}")
+    return path
