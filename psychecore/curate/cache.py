@@ -99,7 +99,7 @@ class Cache:
 
 
 class CachedGenerator:
-    """A generator that asks only what the cache doesn't hold, and keeps each reply as it arrives.
+    """A generator that asks only what the cache doesn't hold, and keeps each reply as it arrives, but for refusals.
 
     `asked` and `found` count the requests that went to the model and those that were answered from the cache.
     """
@@ -116,15 +116,17 @@ class CachedGenerator:
         self.asked += len(missing)
         self.found += len(requests) - len(missing)
         names, asked = list(missing), list(missing.values())
+        refused: dict[str, Reply] = {}
 
         def arrived(replies: Mapping[int, Reply]) -> None:
-            self.cache.add({names[number]: reply for number, reply in replies.items()})
+            refused.update({names[number]: reply for number, reply in replies.items() if reply.refused})
+            self.cache.add({names[number]: reply for number, reply in replies.items() if not reply.refused})
 
         if asked and isinstance(self.generator, Announcing):
             self.generator.generate_each(asked, arrived)
         elif asked:
             arrived(dict(enumerate(self.generator.generate(asked))))
-        replies = [self.cache.get(key) for key in keys]
+        replies = [refused.get(key) or self.cache.get(key) for key in keys]
         if unanswered := [number for number, reply in enumerate(replies) if reply is None]:
             raise RuntimeError(f"generator {self.name!r} left {len(unanswered)} of {len(requests)} requests unanswered")
         return [reply for reply in replies if reply is not None]
