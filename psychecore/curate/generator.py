@@ -131,8 +131,8 @@ class LocalGenerator:
         most = max((request.max_new_tokens for request in requests), default=0)
         if most >= self.max_length:
             raise ValueError(
-                f"max_new_tokens is {most}, but {self.name} has a max_length of {self.max_length} tokens for prompt and "
-                "reply, so no prompt fits: lower max_new_tokens, or raise max_length as far as the model's context goes"
+                f"max_new_tokens is {most}, but {self.name} has a max_length of {self.max_length} tokens for prompt "
+                "and reply, so no prompt fits: lower max_new_tokens, or raise max_length, up to the model's context"
             )
         groups: dict[SamplingParams, list[int]] = {}
         for number, request in enumerate(requests):
