@@ -31,7 +31,7 @@ from psychecore.data.prompts import SYSTEM
 from psychecore.data.records import Conversation
 from psychecore.durable import create_file
 from psychecore.model.pretrained import load_model
-from psychecore.rollout.sampler import Sampler
+from psychecore.rollout.sampler import Sampler, context_length
 from psychecore.rollout.sampling import SamplingParams
 from psychecore.runtime import fast_dtype
 from psychecore.text.chat import Message, split_think
@@ -136,6 +136,8 @@ class Chat:
     # ---- commands
 
     def _command(self, line: str) -> None:
+        if lines := help_for(line[1:]):  # a message that begins with a slash by mistake, or a system prompt
+            self.screen.say(lines)
         name, _, rest = line[1:].partition(" ")
         method = getattr(self, f"_{name}", None) if f"/{name}" in {key.split()[0] for key in COMMANDS} else None
         if method is None:
@@ -146,8 +148,10 @@ class Chat:
             return
         try:
             method(rest.strip())
-        except (ValueError, OSError) as error:
-            self.screen.say(f"{line[:80]}: {error}")
+        except Quit:
+            raise
+        except Exception as error:  # ~nobody in a path is a RuntimeError, say: no slip may cost the conversation
+            self.screen.say(f"{line[:80]}: {' '.join(str(error).split()) or type(error).__name__}")
 
     def _help(self, rest: str) -> None:
         for name, text in COMMANDS.items():
@@ -256,7 +260,7 @@ def main(argv: Sequence[str]) -> None:
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     screen = Screen(options.think)
-    sampler = Sampler(model, tokenizer, max_slots=1, max_length=model.config.max_positions)
+    sampler = Sampler(model, tokenizer, max_slots=1, max_length=context_length(model.config))
     chat = Chat(sampler, screen, params, system_prompt(options.system), source=f"recipes/chat.py with {path}")
     screen.say(f"{path}, {model.config.parameters / 1e6:.0f}M parameters. /help lists the commands.")
     screen.say(NOTICE)

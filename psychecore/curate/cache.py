@@ -10,8 +10,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tqdm import tqdm
 
 from psychecore.curate.generator import Announcing, Generator, Reply, Request, request_key
 
@@ -99,32 +102,45 @@ class Cache:
 
 
 class CachedGenerator:
-    """A generator that asks only what the cache doesn't hold, and keeps each reply as it arrives.
+    """A generator that asks only what the cache doesn't hold, and keeps each reply as it arrives, but for refusals.
 
-    `asked` and `found` count the requests that went to the model and those that were answered from the cache.
+    `asked` and `found` count the requests that went to the model and those that were answered from the cache. The first
+    time that the cache answers, a line on stderr says so: what a server calls a model may have become another one.
     """
 
     def __init__(self, generator: Generator, cache: Cache):
         self.generator, self.cache, self.name = generator, cache, generator.name
         self.identity: str = getattr(generator, "identity", generator.name)
         self.asked = self.found = 0
+        self._told = False
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply a request, in order; equal requests are asked once."""
         keys = [request_key(self.identity, request) for request in requests]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.cache}
+        self._tell(len(set(keys)) - len(missing), len(set(keys)))
         self.asked += len(missing)
         self.found += len(requests) - len(missing)
         names, asked = list(missing), list(missing.values())
+        refused: dict[str, Reply] = {}
 
         def arrived(replies: Mapping[int, Reply]) -> None:
-            self.cache.add({names[number]: reply for number, reply in replies.items()})
+            refused.update({names[number]: reply for number, reply in replies.items() if reply.refused})
+            self.cache.add({names[number]: reply for number, reply in replies.items() if not reply.refused})
 
         if asked and isinstance(self.generator, Announcing):
             self.generator.generate_each(asked, arrived)
         elif asked:
             arrived(dict(enumerate(self.generator.generate(asked))))
-        replies = [self.cache.get(key) for key in keys]
+        replies = [refused.get(key) or self.cache.get(key) for key in keys]
         if unanswered := [number for number, reply in enumerate(replies) if reply is None]:
             raise RuntimeError(f"generator {self.name!r} left {len(unanswered)} of {len(requests)} requests unanswered")
         return [reply for reply in replies if reply is not None]
+
+    def _tell(self, known: int, total: int) -> None:
+        if known and not self._told:
+            self._told = True
+            line = f"{self.name}: {known} of {total} answers from {self.cache.path}"
+            if "://" in self.identity:  # an address; weights are known by their hash
+                line += f"; if another model is at {self.identity.rpartition(' at ')[2]} now, remove that file"
+            tqdm.write(line, file=sys.stderr)  # which leaves a progress bar whole

@@ -123,7 +123,7 @@ class EndpointGenerator:
             except HfHubHTTPError as error:
                 status, body = error.response.status_code, error.response.text
                 if status in (400, 413, 422) and TOO_LONG.search(body):
-                    return Reply("", None)
+                    return Reply("", None, refused=True)
                 if status not in PASSING and status < 500:
                     raise ValueError(self._safe(f"{self.config.url}: {status}: {body:.300}")) from None
                 problem, delay = f"{status}: {body:.200}", _retry_after(error.response.headers.get("retry-after", ""))

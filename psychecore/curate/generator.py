@@ -5,8 +5,10 @@ The others: endpoint.py asks an OpenAI-compatible server, cache.py remembers wha
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,11 +17,12 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from psychecore.durable import digest
+from psychecore.model.config import ModelConfig
 from psychecore.model.pretrained import HUB_FILES, load_model, local_folder
-from psychecore.rollout.sampler import Sampler
+from psychecore.rollout.sampler import Sampler, context_length
 from psychecore.rollout.sampling import SamplingParams
 from psychecore.text.chat import Message
-from psychecore.text.tokenizer import load_tokenizer
+from psychecore.text.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,13 @@ class Request:
 class Reply:
     """What it said; `logprob` is the sum over its tokens (nats), where it is known.
 
-    The text is empty where the model can't take the request, since it is too long for it.
+    `refused`: the model can't take the request, since it is too long for it; the text is empty then. A cache keeps no
+    such reply: another max_length, or another setting of the server, may make room.
     """
 
     text: str
     logprob: float | None
+    refused: bool = False
 
 
 class Generator(Protocol):
@@ -86,7 +91,9 @@ class LocalGenerator:
     Requests of equal sampling parameters run together, `chunk` at a time on `slots` sequences; a kill
     can cost a chunk. The random numbers of a sample depend on its request alone. Its text may still depend on its
     neighbours in the chunk where two tokens are equally likely to rounding. The weights are loaded with the first
-    request. Raises FileNotFoundError or ValueError as load_model does.
+    request. `max_length` counts the tokens of prompt and reply, and is the model's own context at most. Raises
+    FileNotFoundError or ValueError as load_model does, and ValueError when asked for so many new tokens that no prompt
+    fits before them.
     """
 
     def __init__(
@@ -101,7 +108,13 @@ class LocalGenerator:
     ):
         self.folder = local_folder(source)
         self.name = name or Path(source).name
-        self.dtype, self.device, self.max_length = dtype, device, max_length
+        self.dtype, self.device = dtype, device
+        context = context_length(ModelConfig.from_folder(self.folder))
+        self.max_length = min(max_length, context)
+        if max_length > context:
+            _say_once(
+                f"{self.name} ({self.folder}) has a context of {context} tokens: max_length is that, not {max_length}"
+            )
         self.slots, self.chunk, self.memory_gib = slots, 4 * slots, memory_gib
         files = sorted(path for pattern in HUB_FILES for path in self.folder.glob(pattern))
         hashes = [[path.name, digest(path)] for path in files]
@@ -115,6 +128,12 @@ class LocalGenerator:
 
     def generate_each(self, requests: Sequence[Request], arrived: Arrived) -> None:
         """As Announcing has it: a chunk's replies arrive together."""
+        most = max((request.max_new_tokens for request in requests), default=0)
+        if most >= self.max_length:
+            raise ValueError(
+                f"max_new_tokens is {most}, but {self.name} has a max_length of {self.max_length} tokens for prompt "
+                "and reply, so no prompt fits: lower max_new_tokens, or raise max_length, up to the model's context"
+            )
         groups: dict[SamplingParams, list[int]] = {}
         for number, request in enumerate(requests):
             params = SamplingParams(
@@ -133,25 +152,35 @@ class LocalGenerator:
         """The sampler, with the weights and the tokenizer."""
         if self._sampler is None:
             model = load_model(self.folder, self.dtype, self.device).requires_grad_(False)
-            self._sampler = Sampler(model, load_tokenizer(self.folder), self.slots, self.max_length, self.memory_gib)
+            self._sampler = Sampler(model, self._tokenizer, self.slots, self.max_length, self.memory_gib)
         return self._sampler
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.folder)
 
     def close(self) -> None:
         """Free the weights; a later request loads them again."""
         self._sampler = None
 
     def _run(self, requests: Mapping[int, Request], params: SamplingParams) -> dict[int, Reply]:
-        sampler = self.load()
-        render = sampler.tokenizer.render_chat
+        render = self._tokenizer.render_chat
         prompts = {number: render(one.messages, add_generation_prompt=True).ids for number, one in requests.items()}
         fitting = [n for n, ids in prompts.items() if len(ids) + params.max_new_tokens <= self.max_length]
+        replies = {number: Reply("", None, refused=True) for number in requests}
+        if not fitting:  # a run that is repeated asks for these again, and need not load the weights
+            return replies
         keys = [_prompt_key(requests[number]) for number in fitting]
-        groups = sampler.generate([prompts[number] for number in fitting], params, prompt_keys=keys)
-        replies = {number: Reply("", None) for number in requests}
+        groups = self.load().generate([prompts[number] for number in fitting], params, prompt_keys=keys)
         for number, group in zip(fitting, groups, strict=True):
             rollout = group.rollouts[0]
             replies[number] = Reply(rollout.text, sum(rollout.logprobs))
         return replies
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    logging.getLogger(__name__).warning(text)
 
 
 def _prompt_key(request: Request) -> int:

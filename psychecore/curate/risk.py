@@ -4,8 +4,8 @@ The rules are word patterns, and they lean to false alarms: a post that is marke
 a post that is missed lets a reply without help into training. So a wish that is denied ("I don't want to kill
 myself") still counts, a friend's present risk counts as the writer's own, and past abuse counts as abuse. What does
 not count: a plain denial ("never thought about suicide", "not suicidal") that no "but" follows, somebody else's death
-("my uncle committed suicide"), figures of speech ("想死你了", "it hit me"). No rule understands a hint: a post that
-names nothing is not marked.
+("my uncle committed suicide"), figures of speech ("想死你了", "it hit me"). Whoever says that they are going to kill
+somebody is marked as abuse. No rule understands a hint: a post that names nothing is not marked.
 """
 
 from __future__ import annotations
@@ -35,19 +35,30 @@ def find_risk(post: str) -> Risk | None:
     >>> find_risk("I have never thought about suicide.") is None
     True
     """
-    parts = [_APOSTROPHE.sub(r"\1n't", plain(part)) for part in sentences(post)]
+    parts = [_APOSTROPHE.sub(r"\1n't", plain(part)) for part in sentences(_UNSEEN.sub("", post))]
     denied_wish = None
     for kind in RISKS:
-        for part in parts:
+        for said in parts:
+            part = said.translate(_SIMPLIFIED)  # of the same length
             for match in _SIGNS[kind].finditer(part):
                 if _is_denied(part, match) or _is_a_loss(part, match):
                     continue
+                found = Risk(kind, said[match.start() : match.end()])
                 if kind != "suicide" or not _NO_WISH.search(before(part, match)):
-                    return Risk(kind, match[0])
-                denied_wish = denied_wish or Risk(kind, match[0])
+                    return found
+                denied_wish = denied_wish or found
     return denied_wish  # "I cut myself, but I don't want to die" is self-harm; "I don't want to die" is still a sign
 
 
+_UNSEEN = re.compile("[\u00ad\u180e\u200b-\u200f\u2060-\u2064\ufeff]")  # zero width: can stand inside a word
+_SIMPLIFIED = str.maketrans(  # the characters that the rules use
+    "盡書亂亡個義產親褻從們價會傷輕運對製動勁厲發叔隻嗎聽媽強戲掃擾擇機殺來橋樓慾殘毆氣沒無燒煙為爺現電離與"
+    "係經結給繼續脅臉著藥裡見說讓試話敗車軌過這連遺鄰針間關隱騷罵頭戀尋腳劃將劑壓夢幹後麼願撐牆覺頓體攢摑絕殞喪"
+    "歡負實謀滅綁鎖門懷歲兒孫嬸舊別當學師傳煩擔輩穫遠還遲邊題驗難雖斷陰",
+    "尽书乱亡个义产亲亵从们价会伤轻运对制动劲厉发叔只吗听妈强戏扫扰择机杀来桥楼欲残殴气没无烧烟为爷现电离与"
+    "系经结给继续胁脸着药里见说让试话败车轨过这连遗邻针间关隐骚骂头恋寻脚划将剂压梦干后么愿撑墙觉顿体攒掴绝殒丧"
+    "欢负实谋灭绑锁门怀岁儿孙婶旧别当学师传烦担辈获远还迟边题验难虽断阴",
+)
 _APOSTROPHE = re.compile(  # people leave it out: "i dont want to live"
     r"\b(do|does|did|ca|wo|is|are|was|would|could|should|have|has)nt\b"
 )
@@ -57,6 +68,15 @@ _PARTS = {
     "OWN": r"(?:my|his|her|their)(?: own)?",
     "WHO": r"(?:me|her|him|us|them|my (?:\w+ )?(?:child|children|kids?|son|daughter|baby|mom|mum|mother|brothers?|"
     r"sisters?|siblings?|face))",
+    "HAS": r"(?:took|taken|swallow\w*)",
+    "MANY": r"(?:[1-9]\d+(?! m?c?g\b| mill?)|ten|twenty|thirty|forty|fifty|sixty|a hundred|dozens of|too many|so many)",
+    "DRUG": r"(?:paracetamols?|tylenols?|acetaminophen|aspirins?|ibuprofen|advils?|xanax|opioids|antidepressants|"
+    r"painkillers|sedatives|pills|tablets|capsules)",
+    "SAYS": r"\b(?:i|he|she)(?:'m|'s|'ve)?(?: (?!not\b|never\b)\w+){0,3}",
+    "KILL": r"(?:kill|murder|stab|strangle|poison|shoot(?! \w+ (?:an?|some)\b))",
+    "SOMEBODY": r"(?:him|her|someone|somebody|everyone|everybody|people|my (?:\w+ )?(?:wife|husband|girlfriend|"
+    r"boyfriend|partner|ex|father|dad|stepfather|mother|mom|mum|parents|family|children|kids?|son|daughter|baby|brother|"
+    r"sister|boss|neighbou?rs?|roommate|teacher|classmates?|coworkers?|colleagues?))\b(?! with kindness| time| off)",
     "LIMB": r"(?:(?:\w+ )?(?:wrists?|arms?|forearms?|legs?|thighs?|skin|stomach|body|hands?))",
 }
 _SIGNS = {
@@ -70,7 +90,11 @@ _SIGNS = {
         \b(?:took|taken|take|swallow\w*) (?:\w+ ){0,3}(?:bottle|bunch|handful|lot|pack|all)(?: \w+){0,4} \
         (?:pills|tablets|meds)\b
         \b(?:no|any) (?:reason|point) (?:to|in) stay(?:ing)? alive\b|\bwant(?:ed)? (?:it|(?:it|this) all) to be over\b
-        \bto not be alive\b
+        \bto not be alive\b|\bplan(?:s|ned|ning)? (?:to die|on dying)\b|\bwant(?:ed)? (?:it|this) all to (?:end|stop)\b
+        \b(?:want|wanted|wanting|wanna|ready|going) (?:to )?(?:just )?(?:disappear|vanish) (?:forever|for good)\b
+        (?<!\d )(?<!few )(?<!many )(?<!some )(?<!the )(?<!more )(?<!ten )(?<!dred )(?<!sand )(?<!aws )\bkms\b\
+        (?! (?:away|from|per|an hour|a day|long|of|key|server|activat|host))
+        \b<HAS> (?:\w+ ){0,2}<MANY> (?:\w+ ){0,3}<DRUG>\b
         \b(?:end|ending) (?:it all|everything|my suffering)\b
         \bwant(?:ed)? (?:my life|everything) to (?:end|be over|stop)\b
         \b(?:hang|shoot|drown|poison|gas)(?:ing)? <SELF>\b(?! in)
@@ -104,6 +128,7 @@ _SIGNS = {
         \bnever (?:to )?wak(?:e|ing) up\b
         自[杀殺尽]|轻生|輕生|寻死|寻短见|求死|厌世|生无可恋|一了百了|遗[书言]|死亡的念头
         烧炭|(?:吃|攒|存)了?.{0,4}(?:瓶|把|很多)安眠药|不想存在|再也不用醒|我死了.{0,4}(?:轻松|解脱)|天台.{0,4}跳
+        (?:^|[，,、 我])(?:真的?|快|实在|已经|要|再也|也|就|都|感觉|觉得|好像|现在|有点|一个人){0,6}撑不下去
         了结(?:自己|生命|此生|一切)|结束(?:了?自己|我)?的?(?:生命|一生|这?一切)
         不想(?:再|继续)?活|活不下去|活不了|不如死|死了(?:算|就|之|一了|更|会|才|最)|死掉|一死|(?:怎么|如何)死
         想(?:要|到|过|去)*死(?!你|他|她|板|记)|让我去死
@@ -163,6 +188,11 @@ _SIGNS = {
         boyfriend|father|dad|partner|step(?:father|dad)|ex))\b
         \bthr(?:ows|ew|own) (?:\w+ )?(?:things|objects|stuff|me) (?:at|against|around|across)\b
         \b(?:laid|lays?|puts?) <OWN> hands? on (?:me|her|us)|\bblack eye|\bbruis(?:e|es|ed)\b
+        <SAYS> (?:want|wants|wanted|wanna|going|gonna|plan\w*|ready|about) (?:to )?(?:\w+ )?<KILL> <SOMEBODY>
+        \b(?:i'?ll|i will) <KILL> <SOMEBODY>
+        \b(?:thoughts?|thinking|fantasi\w+|dream\w*) (?:of|about) (?:killing|murdering|stabbing|strangling) <SOMEBODY>
+        (?:想|要|打算|准备|恨不得)(?:亲手|去|把)?(?:杀|砍|捅|掐|勒|弄|打)(?:死|了|掉)(?:他|她|我?的?(?:老婆|妻子|丈夫|\
+        老公|男友|女友|爸|妈|父亲|母亲|儿子|女儿|孩子|同学|老师|室友|老板|邻居|所有人|全家|别人))|[想要]杀人(?!游戏|犯)
         家暴|家庭暴力|虐待|施暴|性(?:侵|骚扰|虐)|强[奸暴]|猥亵|迷奸|乱伦|侵犯(?:了|过)?(?:我|她|他)|非礼
         (?<!冷)(?<!非)暴力(?!游戏|电影|片|沟通|美学|拆)|拳打脚踢|打骂|掐.{0,3}脖子
         (?:毒|殴|暴|挨|被.{0,3}|总|就|经常)打(?!击|扰|断|败|动|电|算|折|开|交|工|车|压|乱|扮|听)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from psychecore.report.tail import Tail
+from psychecore.report.tail import Tail, number
 
 LOGS = ("metrics.jsonl", "timings.jsonl")
 POINTS = 240  # of a drawn curve: two thirds of a chart's width
@@ -58,8 +58,12 @@ class Curves:
                 step = row.get("step")
                 if type(step) is not int or not 0 <= step < MAX_STEP:
                     raise ValueError(f"{tail.path} line {tail.lines}: step is {step!r:.80}, but must be a whole number")
-                for key, value in row.items():
-                    if key not in NOT_DRAWN and type(value) in (int, float) and math.isfinite(value):
+                try:
+                    found = {key: number(value, key) for key, value in row.items() if key not in NOT_DRAWN}
+                except ValueError as error:
+                    raise ValueError(f"{tail.path} line {tail.lines}: {error}") from None
+                for key, value in found.items():
+                    if value is not None:
                         steps, values = self._columns[name].setdefault(key, ([], []))
                         steps.append(step)
                         values.append(float(value))

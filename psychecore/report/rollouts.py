@@ -7,14 +7,13 @@ file and says where to go on.
 from __future__ import annotations
 
 import json
-import math
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from psychecore.report.curves import MAX_STEP
-from psychecore.report.tail import Tail
+from psychecore.report.tail import Tail, number
 
 PAGE = 8  # groups
 STRETCH = 32_000_000  # bytes that one search reads
@@ -41,10 +40,14 @@ class Rollouts:
             step = row.get("step")
             if type(step) is not int or not 0 <= step < MAX_STEP or not isinstance(row.get("samples"), list):
                 raise ValueError(f"{self._tail.path} line {self._tail.lines}: no row with a step and a list of samples")
+            try:
+                totals = {_scores(sample).get("total") for sample in row["samples"]}
+            except ValueError as error:
+                raise ValueError(f"{self._tail.path} line {self._tail.lines}: {error}") from None
             self._starts.append(start)
             self._sizes.append(self._tail.offset - start)
             self._steps.append(step)
-            self._differ.append(len({_total(sample) for sample in row["samples"]}) > 1)
+            self._differ.append(len(totals) > 1)
         return self._drop_if_reset() or changed or len(self) != before
 
     def _drop_if_reset(self) -> bool:
@@ -114,9 +117,15 @@ class _Reader:
         return row
 
 
-def _total(sample: Any) -> Any:
+def _scores(sample: Any) -> dict[str, float]:
+    """A sample's scores that are numbers. Raises ValueError for a total that is none, and for too large a number."""
     scores = sample.get("scores") if isinstance(sample, dict) else None
-    return scores.get("total") if isinstance(scores, dict) else None
+    if not isinstance(scores, dict):
+        return {}
+    found = {name: known for name, value in scores.items() if (known := number(value, name)) is not None}
+    if scores.get("total") is not None and "total" not in found:
+        raise ValueError(f"a sample's scores have {scores['total']!r:.80} as total, but it must be a number")
+    return found
 
 
 def _said(row: dict[str, Any]) -> str:
@@ -135,10 +144,8 @@ def _shown(row: dict[str, Any], number: int) -> dict[str, Any]:
     samples = []
     for sample in row["samples"][:MAX_SAMPLES]:
         if isinstance(sample, dict):
-            scores = sample["scores"] if isinstance(sample.get("scores"), dict) else {}
-            numbers = {n: v for n, v in scores.items() if type(v) in (int, float) and math.isfinite(v)}
             finish = str(sample.get("finish_reason") or "")
-            samples.append({"text": _cut(sample.get("text")), "finish": finish, "scores": numbers})
+            samples.append({"text": _cut(sample.get("text")), "finish": finish, "scores": _scores(sample)})
     question, prompt = str(row.get("question") or ""), _cut(row.get("prompt"))
     more = len(row["samples"]) - len(samples)
     shown = {"number": number, "step": row["step"], "question": question, "prompt": prompt}

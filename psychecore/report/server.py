@@ -10,6 +10,7 @@ Other users of this machine can reach it, as any loopback port: it shows what th
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 import threading
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ class ReportServer(ThreadingHTTPServer):
         """Raises ValueError for what is no run folder, OSError where the port is taken. Port 0 takes a free one."""
         self.folders = open_runs(runs)
         self.page = served_page(seconds).encode()
+        self.run = secrets.token_hex(8)  # a page that is still open from another server's time must not seem current
         self.version, self._stale = 0, True
         self._lock = threading.Lock()  # one look or search at a time: both read the folders' indices
         self._data: dict[str, Any] = {}
@@ -57,7 +59,7 @@ class ReportServer(ThreadingHTTPServer):
             for folder in self.folders:
                 self._stale |= folder.look()
             if self._stale:
-                self._data = page_data(self.folders) | {"version": str(self.version + 1)}
+                self._data = page_data(self.folders) | {"version": f"{self.run}-{self.version + 1}"}
                 self.version, self._stale = self.version + 1, False
             return None if seen == self._data["version"] else self._data
 

@@ -9,7 +9,22 @@ from typing import Any
 
 from psychecore.untrusted import parse_json
 
+LARGEST = 1e300  # of a number: means of larger ones leave the floats, and whole ones can have 400 digits
 MAX_LINE = 64_000_000  # bytes, as in psychecore/data/records.py
+
+
+def number(value: Any, name: str) -> float | None:
+    """The value where it is a number, else None. Raises ValueError for one that is too large to draw.
+
+    >>> number(0.5, "kl"), number("0.5", "kl"), number(True, "kl")
+    (0.5, None, None)
+    """
+    if type(value) not in (int, float):
+        return None
+    if not abs(value) <= LARGEST:
+        raise ValueError(f"{name:.80} is {value!s:.20}... ({len(str(value))} characters), but must be within 1e300")
+    found: float = value
+    return found
 
 
 class Tail:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from psychecore.model.config import ModelConfig
 from psychecore.model.decoder import Decoder
 from psychecore.rollout.engine import SPAN, Engine, Sample, SamplerStats
 from psychecore.rollout.graphs import Capture, CudaCapture, whole
@@ -35,9 +36,26 @@ class Piece(NamedTuple):
     finish_reason: str | None
 
 
+def context_length(config: ModelConfig) -> int:
+    """How many tokens the model's positions reach.
+
+    Configurations with `linear` or `yarn` scaling often leave max_positions at what the model was trained on, so the
+    scaling's own reach counts as well; that of `llama3` is always written.
+
+    >>> from psychecore.model.config import RopeConfig
+    >>> rope = RopeConfig(kind="yarn", factor=4.0, original_max_positions=32_768)
+    >>> context_length(ModelConfig("qwen2", 10, 8, 1, 2, 1, 4, 8, rope=rope, max_positions=32_768))
+    131072
+    """
+    rope = config.rope
+    scaled = int(rope.factor * rope.original_max_positions) if rope.kind in ("linear", "yarn") else 0
+    return max(config.max_positions, scaled)
+
+
 class Sampler:
     """Samples from `model` with up to `max_slots` sequences of `max_length` tokens (prompt and answer) at a time.
 
+    `max_length` is 2048 by default, or all that the model has positions for where that is less; more is a ValueError.
     `memory_gib` bounds the key/value cache: work that doesn't fit waits. None leaves it to max_slots. `cuda_graphs`
     captures decoding steps and replays them (rollout/graphs.py): None where the model is whole on a CUDA device, True
     makes it an error where it isn't, False never. `stats` tells how many steps were replays.
@@ -48,12 +66,19 @@ class Sampler:
         model: Decoder,
         tokenizer: Tokenizer,
         max_slots: int = 64,
-        max_length: int = 2048,
+        max_length: int | None = None,
         memory_gib: float | None = None,
         cuda_graphs: bool | None = None,
     ):
+        context = context_length(model.config)
+        max_length = min(2048, context) if max_length is None else max_length
         if max_slots < 1 or max_length < 2:
             raise ValueError(f"max_slots {max_slots} must be at least 1 and max_length {max_length} at least 2")
+        if max_length > context:
+            raise ValueError(
+                f"max_length is {max_length}, but the model has {context} positions (max_position_embeddings of its "
+                "config.json): shorten prompts and max_new_tokens, or take a model with a longer context"
+            )
         if memory_gib is not None and not memory_gib > 0:
             raise ValueError(f"memory_gib is {memory_gib}, but must be above 0, or None")
         self.model, self.tokenizer = model, tokenizer

@@ -80,6 +80,23 @@ def test_equal_requests_are_asked_once(tmp_path: Path) -> None:
     assert (cached.asked, cached.found) == (2, 1)
 
 
+@pytest.mark.parametrize("server", [False, True])
+def test_answers_from_the_cache_are_said_once_and_a_servers_with_the_way_out(
+    server: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, cache = Scripted(), Cache(tmp_path / "cache")
+    if server:
+        model.identity = "m at http://127.0.0.1:8000/v1"
+    CachedGenerator(model, cache).generate([*REQUESTS[:2], REQUESTS[0]])
+    assert capsys.readouterr().err == ""
+    again = CachedGenerator(model, cache)
+    again.generate([*REQUESTS[:4], REQUESTS[0]])
+    again.generate(REQUESTS)
+    (line,) = capsys.readouterr().err.splitlines()
+    more = "; if another model is at http://127.0.0.1:8000/v1 now, remove that file" if server else ""
+    assert line == f"scripted: 2 of 4 answers from {tmp_path / 'cache'}{more}"
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -180,7 +180,8 @@ def test_no_server_at_all_is_a_connection_error() -> None:
 def test_a_request_too_long_for_the_model_has_an_empty_reply(server: FaultyServer) -> None:
     message = "This model's maximum context length is 2048 tokens"
     server.fault = lambda n, body: (400, {}, message) if "1" in body["messages"][0]["content"] else None
-    assert [reply.text for reply in generator(server).generate(requests(3))] == ["WORD 0", "", "WORD 2"]
+    replies = generator(server).generate(requests(3))
+    assert [(one.text, one.refused) for one in replies] == [("WORD 0", False), ("", True), ("WORD 2", False)]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
+from psychecore.curate.cache import Cache, CachedGenerator
 from psychecore.curate.generator import LocalGenerator, Reply, Request
 
 
@@ -50,9 +53,54 @@ def test_a_request_too_long_for_the_model_has_an_empty_reply(workplace: Path) ->
         replies.update(some)
 
     local.generate_each(ask("short", "long " * 100, "short"), keep)
-    assert replies[1] == Reply("", None)
+    assert replies[1] == Reply("", None, refused=True)
     assert replies[0] == replies[2]
     assert replies[0].logprob is not None
+
+
+def with_positions(model: Path, folder: Path, positions: int, **changes: object) -> str:
+    """A copy of a model folder whose config.json claims so many positions."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions} | changes))
+    return str(folder)
+
+
+def test_no_prompt_goes_past_the_models_own_positions_and_that_is_said_once(
+    workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = with_positions(workplace / "model", tmp_path / "short", 64)
+    local = LocalGenerator(folder)
+    assert LocalGenerator(folder).max_length == local.max_length == 64
+    (said,) = caplog.messages
+    assert "has a context of 64 tokens: max_length is that, not 4096" in said
+    replies = local.generate(ask("short", "long " * 60))
+    assert [reply.refused for reply in replies] == [False, True]
+    assert LocalGenerator(folder, max_length=32).max_length == 32
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    assert LocalGenerator(with_positions(Path(folder), tmp_path / "yarn", 64, rope_scaling=yarn)).max_length == 256
+
+
+def test_more_new_tokens_than_any_prompt_leaves_room_for_are_refused_before_the_weights_are_read(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = LocalGenerator(str(workplace / "model"), max_length=64)
+    monkeypatch.setattr(local, "load", lambda: pytest.fail("the weights were read"))
+    with pytest.raises(ValueError, match=r"max_new_tokens is 64, but model has a max_length of 64 tokens"):
+        local.generate([*ask("a"), *ask("b", max_new_tokens=64)])
+
+
+def test_what_did_not_fit_is_asked_again_where_there_is_more_room(workplace: Path, tmp_path: Path) -> None:
+    cache, model, requests = Cache(tmp_path / "cache"), str(workplace / "model"), ask("short", "long " * 100)
+    short = LocalGenerator(model, max_length=64)
+    answered, refused = CachedGenerator(short, cache).generate(requests)
+    assert refused == Reply("", None, refused=True)
+    short.load = lambda: pytest.fail("the weights were read")  # type: ignore[method-assign, assignment]
+    assert CachedGenerator(short, cache).generate(requests) == [answered, refused]
+    roomy = CachedGenerator(LocalGenerator(model, max_length=512), cache)
+    assert roomy.generate(requests)[0] == answered
+    assert roomy.generate(requests)[1].logprob is not None
+    assert (roomy.asked, roomy.found) == (1, 3)
 
 
 def test_the_identity_is_that_of_the_weights_and_the_dtype(workplace: Path, smollm2_folder: Path) -> None:

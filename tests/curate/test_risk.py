@@ -50,6 +50,21 @@ SUICIDE = [
     "我吃了一整瓶安眠药",
     "我买了炭，准备烧炭",
     "我想自殺",
+    "kms",
+    "i'm gonna kms tonight",
+    "I've swallowed 40 paracetamol.",
+    "I took twenty of my sleeping pills.",
+    "I have a plan to die tonight.",
+    "I want to disappear forever.",
+    "I just want it all to end.",
+    "想跳樓",
+    "想結束生命",
+    "我覺得活著沒意義，不如死了算了。",
+    "已經寫好了遺書",
+    "自\u200b杀",
+    "I want to k\u200bill mys\ufeffelf.",
+    "我撑不下去了",
+    "真的快撐不下去了",
 ]
 SELF_HARM = [
     "I cut myself when it gets too much.",
@@ -95,6 +110,12 @@ ABUSE = [
     "继父摸了我",
     "他强迫我跟他发生关系",
     "妈妈把我打得浑身是伤",
+    "爸爸經常打罵我們。",
+    "I am going to kill my wife.",
+    "I really want to stab him.",
+    "I keep having thoughts of killing my baby.",
+    "我要杀了他",
+    "我想殺了我老婆",
 ]
 NONE = [
     "I am sad since my dog died.",
@@ -130,6 +151,23 @@ NONE = [
     "My father has dementia, and sometimes I just want this to be over.",
     "I want to end it with my boyfriend.",
     "他把我打发走了。",
+    "This homework is killing me.",
+    "I play games to kill time.",
+    "He killed the mood.",
+    "My mum is going to kill me for the grade.",
+    "I would never want to kill somebody.",
+    "She is going to kill it on stage.",
+    "I'm going to shoot him a message.",
+    "My pump uses DPMS.",
+    "I ran 3 kms today.",
+    "It is a few kms away.",
+    "We ran 3kms.",
+    "I took 20 mg pills for my blood pressure.",
+    "I took two tablets of paracetamol.",
+    "I want to disappear into my room and read.",
+    "公司快撑不下去了。",
+    "他著書立說。",
+    "我要杀了这只蚊子。",
 ]
 
 
@@ -152,6 +190,12 @@ def test_the_gravest_risk_names_the_post_and_the_evidence_is_its_words() -> None
     risk = find_risk("My husband hits me. I cut my arms. Now I want to die.")
     assert risk is not None
     assert risk == ("suicide", "want to die")
+
+
+def test_the_evidence_stands_in_the_post_as_it_was_written() -> None:
+    risk = find_risk("我想結束生命。")
+    assert risk is not None
+    assert risk.evidence == "結束生命"
 
 
 def test_a_denial_in_one_sentence_does_not_hide_the_next() -> None:

@@ -238,6 +238,28 @@ def test_a_command_answers_in_a_line_and_never_ends_the_chat(line: str, said: st
     chat.handle(line)
     assert said in shown(chat)
     assert chat.messages == []
+    assert not any(lines in shown(chat) for lines in HELP_LINES.values()) or line == "/help"
+
+
+@pytest.mark.parametrize("line", ["/save ~nosuchuser/x", "/save a\0b"])
+def test_whatever_fails_in_a_command_is_a_line_and_the_conversation_stays(line: str, chat_of: Any) -> None:
+    chat = chat_of("Fine", "Still here")
+    chat.handle("How?")
+    before = len(shown(chat))
+    chat.handle(line)
+    (said,) = shown(chat)[before:].splitlines()
+    assert said.startswith(harmless(line))
+    chat.handle("And?")
+    assert len(chat.messages) == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "language"), [("/I want to kill myself", "en"), ("/system I want to die", "en"), ("/我不想活了", "zh")]
+)
+def test_help_lines_are_shown_where_a_command_signals_risk(line: str, language: str, chat_of: Any) -> None:
+    chat = chat_of()
+    chat.handle(line)
+    assert shown(chat).startswith(HELP_LINES[language])
 
 
 def test_params_that_are_refused_change_nothing() -> None:

@@ -175,6 +175,26 @@ def test_several_runs_share_their_axes_and_can_be_hidden(driver: Any, finished: 
         report_main([str(folder), str(finished)])
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_parts_of_a_set_are_folded_under_the_table_of_an_evaluation(
+    driver: Any, tmp_path: Path, width: int
+) -> None:
+    score = {"n": 9, "value": 0.5, "low": 0.4, "high": 0.6}
+    part = {"accuracy": score, "format": 0.625}
+    result = {"all": {**part, "pass_k": {"4": score}}, "by": {"column": {"ethics": part, "facts": part}}}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"model": {"name": "m"}, "benchmarks": {"pceb": result}}))
+    report_main([str(tmp_path)])
+    resize(driver, width)
+    driver.get((tmp_path / "report.html").as_uri())
+    assert [text.split()[0] for text in texts(driver, "#evaluation > table tbody td:nth-child(4)")] == ["pceb", "pceb,"]
+    assert texts(driver, "#evaluation > table tbody td:nth-child(10)") == ["62.5 %", "–"]
+    driver.find_element("css selector", "#evaluation summary").click()
+    folded = "#evaluation details table tbody td:nth-child(4)"
+    assert texts(driver, folded) == ["pceb, column ethics", "pceb, column facts"]
+    assert driver.execute_script(OVERFLOW) == 0
+    assert complaints(driver) == []
+
+
 def test_a_live_page_takes_up_a_step_that_is_appended(driver: Any, folder: Path, serve: Any) -> None:
     logs = {name: (folder / name).read_text().splitlines(keepends=True) for name in ("metrics.jsonl", "samples.jsonl")}
     (folder / "metrics.jsonl").write_text("".join(logs["metrics.jsonl"][:3]))
@@ -218,12 +238,18 @@ def test_the_server_answers_on_loopback_and_gives_no_file(folder: Path, serve: A
     status, said = get(server, "/data.json")
     version = json.loads(said)["version"]
     assert (status, get(server, f"/data.json?seen={version}")) == (200, (204, ""))
+    other = serve(folder)  # as when one is stopped and another takes its port, with the page still open
+    assert (get(other, f"/data.json?seen={version}")[0], get(other, "/data.json?seen=1")[0]) == (200, 200)
     for path in ("/config.toml", "/../config.toml", "/%2e%2e/config.toml", "//etc/passwd", "/metrics.jsonl", "/run"):
         assert get(server, path)[0] == 404, path
     assert get(server, "/", host="evil.example:80")[0] == 403  # a name that was rebound to this address
     status, said = get(server, "/rollouts.json?run=7")
     assert (status, json.loads(said)["error"]) == (500, "run is 7, but must be 0 to 0")
     assert "step is 'x'" in get(server, "/rollouts.json?step=x")[1]
+    with open(folder / "samples.jsonl", "a") as file:
+        file.write('{"step": 5, "samples": [{"scores": {"total": [1]}}]}\n')
+    status, said = get(server, "/data.json")
+    assert (status, "samples.jsonl line 13: a sample's scores have [1]" in said) == (500, True)
     with open(folder / "metrics.jsonl", "a") as file:
         file.write("{damaged\n")
     assert "metrics.jsonl line 5: not a JSON object" in get(server, "/data.json")[1]

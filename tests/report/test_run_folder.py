@@ -182,6 +182,10 @@ def test_long_texts_and_many_samples_are_cut_and_said_to_be(tmp_path: Path) -> N
     assert shown["samples"][0]["text"].endswith("… (10,000 more characters)")
 
 
+def scored(total: str) -> str:
+    return f'{{"step": 1, "samples": [{{"text": "a", "scores": {{"total": {total}}}}}]}}'
+
+
 @pytest.mark.parametrize(
     ("name", "line", "message"),
     [
@@ -190,7 +194,15 @@ def test_long_texts_and_many_samples_are_cut_and_said_to_be(tmp_path: Path) -> N
         ("metrics.jsonl", "[1]", "metrics.jsonl line 2: a list"),
         ("metrics.jsonl", '{"step": "x"}', "metrics.jsonl line 2: step is 'x'"),
         ("metrics.jsonl", '{"step": 1' + "0" * 30 + "}", "must be a whole number"),
+        (
+            "metrics.jsonl",
+            f'{{"step": 2, "kl": 1{"0" * 389}}}',
+            r"metrics.jsonl line 2: kl is 10*\.\.\. \(390 characters\)",
+        ),
+        ("timings.jsonl", '{"step": 2, "kl": -1e301}', "timings.jsonl line 1: kl is -1e[+]301"),
         ("samples.jsonl", '{"step": 1}', "samples.jsonl line 2: no row with a step"),
+        ("samples.jsonl", scored("[1]"), r"samples.jsonl line 2: a sample's scores have \[1\] as total"),
+        ("samples.jsonl", scored("1" + "0" * 389), r"samples.jsonl line 2: total is 10*\.\.\. \(390 characters\)"),
     ],
 )
 def test_a_damaged_log_is_named_with_its_line(name: str, line: str, message: str, tmp_path: Path) -> None:
@@ -229,6 +241,41 @@ def test_the_table_has_the_figures_of_an_evaluation_run(tmp_path: Path) -> None:
         ("essays, rouge_1", 27.3, False, None),
         ("talks, cpsycoun safety", 0.5, False, 0.2),
     ]
+
+
+def test_the_table_has_the_parts_the_samples_and_the_differences_of_an_evaluation(tmp_path: Path) -> None:
+    score = {"n": 9, "value": 0.5, "low": 0.4, "high": 0.6, "constant": None, "constant_answer": ""}
+    whole = {"accuracy": score, "elastic": score, "format": 0.7, "pass_k": {"4": score}, "majority": score}
+    part = {"accuracy": score, "elastic": None, "format": 0.6, "pass_k": {}, "majority": None}
+    found = {
+        "model": {"name": "m"},
+        "against": "runs/base",
+        "benchmarks": {
+            "pceb": {
+                "all": whole,
+                "by": {"column": {"ethics": part, "facts": part}, "tier": {"only": part}},
+                "against": {"accuracy": score, "standard": score},
+            },
+            "talks": {"rubrics": {}, "against": {"counts": {"first": 3}, "margin": score}},
+            "tied": {"rubrics": {}, "against": {"counts": {"first": 0}, "margin": None}},
+        },
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    rows = evaluation_rows(tmp_path / "evaluation.json")
+    assert [(row["set"], row["format"], row["detail"]) for row in rows] == [
+        ("pceb", 0.7, False),
+        ("pceb, pass@4", None, False),
+        ("pceb, majority", None, False),
+        ("pceb, accuracy less base's", None, False),
+        ("pceb, standard less base's", None, False),
+        ("talks, wins less losses against base", None, False),
+        ("pceb, column ethics", 0.6, True),
+        ("pceb, column facts", 0.6, True),
+    ]
+    assert rows[0]["elastic"] == 0.5
+    (tmp_path / "evaluation.json").write_text(json.dumps(found).replace("0.4", "1" + "0" * 389))
+    with pytest.raises(ValueError, match=r"evaluation.json: low is 10*\.\.\. \(390 characters\)"):
+        evaluation_rows(tmp_path / "evaluation.json")
 
 
 def test_runs_of_one_name_are_told_apart_and_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -193,6 +193,16 @@ def test_a_prompt_that_cannot_run_is_refused_with_its_number(
         sampler.generate([[1], prompt], pc.SamplingParams(max_new_tokens=16))
 
 
+def test_no_sampler_goes_past_the_models_positions(
+    tiny_model: Callable[..., pc.Decoder], letter_tokenizer: Any
+) -> None:
+    model = tiny_model(max_positions=100)
+    assert pc.Sampler(model, letter_tokenizer).max_length == 100
+    assert pc.Sampler(model, letter_tokenizer, max_length=100).max_length == 100
+    with pytest.raises(ValueError, match="max_length is 101, but the model has 100 positions"):
+        pc.Sampler(model, letter_tokenizer, max_length=101)
+
+
 def test_what_is_no_prompt_is_refused_and_tensors_are_prompts(
     tiny_model: Callable[..., pc.Decoder], letter_tokenizer: Any
 ) -> None:
