@@ -91,7 +91,10 @@ def read_dialogues(path: Path, last_turn_only: bool = False) -> list[Turn]:
         try:
             messages = row.get("messages") if isinstance(row, dict) else None
             check_messages(messages)
-            name = str(row.get("id", number))
+            identity = row.get("id", f"row {number}")
+            if not isinstance(identity, (str, int)) or isinstance(identity, bool) or identity == "":
+                raise ValueError(f"id is {identity!r:.80}, but must be a text or a number")
+            name = str(identity)
             if name in seen:
                 raise ValueError(f"id {name!r:.80} already stands in row {seen[name]}")
             seen[name] = number

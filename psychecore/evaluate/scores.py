@@ -2,8 +2,8 @@
 
 Beside every figure stand n and the 95 % interval over items (statistics.py); beside accuracies and averages what the
 best constant answer scores on these very questions; beside a group's accuracy the share of answers that could not be
-read (they score 0). All are shares in [0, 1]. With several samples an item's value is the mean over its samples, and pass@k
-and the majority's accuracy are given too, with interval alone.
+read (they score 0). All are shares in [0, 1]. With several samples an item's value is the mean over its samples, and
+pass@k and the majority's accuracy are given too, with interval alone.
 """
 
 from __future__ import annotations

@@ -40,9 +40,9 @@ def _heldout(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _benchmarks(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """recipes/evaluate.py: {"model", "benchmarks": {name: result}}, results of the kinds choice, overlap and judged."""
     label = str(_object(found.get("model")).get("name") or "")
-    other = Path(str(found.get("against") or "the other")).name
     for name, result in found["benchmarks"].items():
         result = _object(result)
+        other = Path(str(result.get("compared_with") or "the other")).name
         yield from _choice(label, name, result.get("all"))
         for average, score in _object(result.get("averages")).items():
             yield _row(label, None, f"{name}, average, {average}", _object(score), {})

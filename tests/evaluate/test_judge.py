@@ -110,9 +110,17 @@ def test_a_judge_that_favours_a_place_decides_nothing(tmp_path: Path) -> None:
 
 
 def test_a_dialogue_file_of_another_form_is_an_error_with_its_row(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text(json.dumps([{"id": 1, "messages": [{"role": "assistant", "content": "a"}]}]))
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "x.json").write_text(json.dumps([{"id": 1, "messages": messages[1:]}]))
     with pytest.raises(ValueError, match=r"x\.json row 1: no message is a client's"):
         read_dialogues(tmp_path / "x.json")
     (tmp_path / "x.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(ValueError, match=r"x\.jsonl row 1: messages must be"):
         read_dialogues(tmp_path / "x.jsonl")
+    for identity in (None, [1], True, ""):
+        (tmp_path / "x.json").write_text(json.dumps([{"id": identity, "messages": messages}]))
+        with pytest.raises(ValueError, match=r"x\.json row 1: id is .*, but must be a text or a number"):
+            read_dialogues(tmp_path / "x.json")
+    rows = [{"messages": messages}, {"id": "1", "messages": messages}]  # a row without an id collides with none
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    assert {turn.dialogue for turn in read_dialogues(tmp_path / "x.json")} == {"row 1", "1"}

@@ -247,16 +247,17 @@ def test_the_table_has_the_parts_the_samples_and_the_differences_of_an_evaluatio
     score = {"n": 9, "value": 0.5, "low": 0.4, "high": 0.6, "constant": None, "constant_answer": ""}
     whole = {"accuracy": score, "elastic": score, "format": 0.7, "pass_k": {"4": score}, "majority": score}
     part = {"accuracy": score, "elastic": None, "format": 0.6, "pass_k": {}, "majority": None}
+    base = {"compared_with": "runs/base"}
     found = {
         "model": {"name": "m"},
-        "against": "runs/base",
         "benchmarks": {
             "pceb": {
                 "all": whole,
                 "by": {"column": {"ethics": part, "facts": part}, "tier": {"only": part}},
                 "against": {"accuracy": score, "standard": score},
+                **base,
             },
-            "talks": {"rubrics": {}, "against": {"counts": {"first": 3}, "margin": score}},
+            "talks": {"rubrics": {}, "against": {"counts": {"first": 3}, "margin": score}, **base},
             "tied": {"rubrics": {}, "against": {"counts": {"first": 0}, "margin": None}},
         },
     }
