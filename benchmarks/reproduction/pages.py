@@ -101,16 +101,18 @@ def differences(rows: Rows) -> str:
 
 def knob_table(rows: Rows) -> str:
     """What one changed setting does, beside the paper's arm of the same seed."""
-    lines_ = ["| setting | held-out sets, % | format | last quarter: reward correct | informative | length | KL |"]
-    lines_.append("|---|---|---|---|---|---|---|")
-    for (_, arm), runs in sorted(rows.items(), key=lambda item: list(ARMS).index(item[0][1])):
-        run = next((run for run in runs if run["seed"] == SEEDS[0] and run["task"] == "field"), None)
+    lines_ = [
+        "| task | setting | held-out sets, % | format | last quarter: reward correct | informative | length | KL |"
+    ]
+    lines_.append("|---|---|---|---|---|---|---|---|")
+    for (task, arm), runs in sorted(rows.items(), key=lambda item: (item[0][0], list(ARMS).index(item[0][1]))):
+        run = next((run for run in runs if run["seed"] == SEEDS[0]), None)
         if run and arm in ("paper", *KNOBS):
             sets, late = run["heldout"].values(), {name: _last_quarter(curve) for name, curve in run["curves"].items()}
             about = "the paper's: KL 0.001, with std, groups of 8" if arm == "paper" else ARMS[arm].about
             accuracies = ", ".join(f"{100 * one['accuracy']:.1f}" for one in sets)
             lines_.append(
-                f"| {about} | {accuracies} | "
+                f"| {task} | {about} | {accuracies} | "
                 f"{min(s['format_rate'] for s in sets):.0%} | {late['reward_correct']:.2f} | "
                 f"{late['informative']:.0%} | {late['length']:.0f} | "
                 + (f"{late['kl']:.3f} |" if "kl" in late else "not measured |")
