@@ -1,7 +1,7 @@
 """The two tasks of the reproduction: what trains, what is cross-selected, what is held out.
 
 - field: which branch of psychology a description belongs to, composed from the authored concepts (recipes/compose.py);
-- topic: which of four topics a real post is about, from counsel_chat (775 distinct posts, 17 topics with at least 6),
+- topic: which of four topics a real post is about, from counsel_chat (784 distinct texts, 21 topics with at least 6),
   the post cut at 220 characters; split by post.
 """
 
