@@ -19,6 +19,7 @@ from psychecore.model.attention import resolve_backend
 from psychecore.model.config import ModelConfig
 from psychecore.model.decoder import Decoder
 from psychecore.model.pretrained import local_folder
+from psychecore.model.stacked_attention import is_short
 from psychecore.rollout.engine import PREFILL_TOKENS, SPAN
 from psychecore.rollout.sampler import Sampler
 from psychecore.rollout.sampling import SamplingParams
@@ -65,7 +66,8 @@ def _sft_batch(config: Any, ranks: int) -> MicroBatch:
     train = config.train
     available = math.ceil(train.batch_size / ranks) * train.max_length
     tokens = min(max(train.token_budget, train.max_length), available)
-    return MicroBatch(tokens, tokens, accumulates=available > tokens)
+    stacked = is_short(train.max_length, train.max_length)
+    return MicroBatch(tokens, tokens, stacked=stacked, accumulates=available > tokens)
 
 
 def _grpo_batch(config: Any, ranks: int) -> MicroBatch:
@@ -79,7 +81,8 @@ def _grpo_batch(config: Any, ranks: int) -> MicroBatch:
     share = tokens / piece  # pieces, not rounded: shorter ones fill the rest of the budget
     labels = int(share * together * answer)
     mask = int(share * together * answer * (prompt + answer))
-    return MicroBatch(tokens, labels, int(share * keys), mask, accumulates=available > tokens)
+    stacked = is_short(prompt, prompt) and is_short(answer, prompt + answer)
+    return MicroBatch(tokens, labels, int(share * keys), mask, stacked, accumulates=available > tokens)
 
 
 def _rollouts(

@@ -31,6 +31,7 @@ class MicroBatch:
 
     keys: the keys that attention gathers where a prefix is shared, 0 where segments read their own tokens only.
     mask: numbers in the masks of segments with fewer queries than keys, which torch's attention keeps in every layer.
+    stacked: all segments are short, so that torch's attention gathers and keeps neither (model/stacked_attention.py).
     accumulates: whether gradients of an earlier micro-batch lie beside it.
     """
 
@@ -38,6 +39,7 @@ class MicroBatch:
     rows: int
     keys: int = 0
     mask: int = 0
+    stacked: bool = False
     accumulates: bool = True
 
 
@@ -103,13 +105,15 @@ def saved_by_layer(plan: Plan) -> float:
     if c.qk_norm:  # in fp32 a norm reads the fused projection itself, not a copy
         row = _saved_by_norm(c.head_dim, b, scaled=False) - (4 * c.head_dim if b == 4 else 0)
         norms += tokens * row * (c.query_heads + c.key_value_heads)
+    stacked = batch.stacked and not plan.flash
+    keys = 0 if stacked else batch.keys
     # rotated queries; keys and values gathered, or rotated keys, and values that are a view of the fused projection
-    inputs = tokens * heads + (2 * batch.keys if batch.keys else tokens) * sharing
-    if not batch.keys or (c.qk_norm and b == 4):
+    inputs = tokens * heads + (2 * keys if keys else tokens) * sharing
+    if not keys or (c.qk_norm and b == 4):
         inputs += tokens * (heads + 2 * sharing)
-    attention = b * inputs + 4 * tokens * c.query_heads + (1 if plan.flash else 2) * b * tokens * heads
-    if not plan.flash:
-        attention += b * batch.mask
+    attention = b * inputs + (1 if plan.flash or stacked else 2) * b * tokens * heads
+    if not stacked:
+        attention += 4 * tokens * c.query_heads + (0 if plan.flash else b * batch.mask)
     feed_forward = b * tokens * 4 * c.feed_forward_width  # gate and up, silu(gate), their product
     return norms + attention + feed_forward
 

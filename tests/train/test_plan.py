@@ -96,7 +96,7 @@ def test_an_sft_step_takes_the_planned_memory(name: str, checkpoint: bool) -> No
         torch.float32,
         checkpoint_activations=checkpoint,
         flash=False,
-        micro_batch=MicroBatch(192, 189),
+        micro_batch=MicroBatch(192, 189, stacked=True),
     )
     _, kinds = peak(plan)
     assert measured["live"] == pytest.approx(total(kinds), rel=0.03)
@@ -113,7 +113,7 @@ def test_a_rollout_and_a_grpo_update_take_the_planned_memory(name: str) -> None:
         ModelConfig(**MODELS[name]),
         torch.float32,
         flash=False,
-        micro_batch=MicroBatch(groups * (48 + 4 * 16), groups * 4 * 16, groups * (48 + 4 * 64), mask),
+        micro_batch=MicroBatch(groups * (48 + 4 * 16), groups * 4 * 16, groups * (48 + 4 * 64), mask, stacked=True),
         reference="same",
         rollouts=RolloutPlan(16, 4, 64, 32, 4 * 48),
     )
@@ -176,7 +176,7 @@ def test_a_reference_pass_over_wide_layers_and_a_decoding_step_over_many_words_a
             ModelConfig(**(SMALL | shape)),
             torch.float32,
             flash=False,
-            micro_batch=MicroBatch(2 * 168, 2 * 128, 2 * (40 + 4 * 72), 2 * 4 * 32 * 72),
+            micro_batch=MicroBatch(2 * 168, 2 * 128, 2 * (40 + 4 * 72), 2 * 4 * 32 * 72, stacked=True),
             reference="same",
             rollouts=RolloutPlan(16, 4, 64, 32, 160),
         )
