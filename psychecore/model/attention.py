@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from psychecore.model import fused
-from psychecore.model.stacked_attention import Stack, is_short, stack_segments, stacked_attention
+from psychecore.model.stacked_attention import Stack, causal_mask, is_short, stack_segments, stacked_attention
 
 BackEnd = Literal["flash", "varlen", "triton", "torch"]
 _forced: BackEnd | None = None
@@ -156,21 +156,22 @@ class PackedAttention:
         return fused.flash_attention(*arguments)
 
     def _torch(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
-        out_TNH = stacked_attention(q_TNH, k_TKH, v_TKH, self._stacks)
-        if all(map(is_short, self.q_lengths, self.k_lengths)):
+        short = list(map(is_short, self.q_lengths, self.k_lengths))
+        out_TNH = stacked_attention(q_TNH, k_TKH, v_TKH, self._stacks) if any(short) else q_TNH  # all of it replaced
+        if all(short):
             return out_TNH
         # split, not slices: the backward of a slice fills a zero tensor of full size, once per segment
         outs, queries = list(out_TNH.split(self.q_lengths)), q_TNH.split(self.q_lengths)
         if self.key_index_I is not None:
             k_TKH, v_TKH = k_TKH[self.key_index_I], v_TKH[self.key_index_I]
         for s, pair in enumerate(zip(k_TKH.split(self.k_lengths), v_TKH.split(self.k_lengths), strict=True)):
-            if not is_short(self.q_lengths[s], self.k_lengths[s]):
+            if not short[s]:
                 outs[s] = self._segment(queries[s], *pair)
         return torch.cat(outs)
 
     @functools.cached_property
     def _stacks(self) -> list[Stack]:
-        return stack_segments(self.cu_q, self.cu_k, self.key_index_I, self.device)
+        return stack_segments(self.q_lengths, self.k_lengths, self.key_index_I, self.device)
 
     def _segment(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor) -> Tensor:
         queries, keys = len(q_QNH), len(k_SKH)
@@ -188,8 +189,7 @@ class PackedAttention:
     def _mask(self, queries: int, keys: int) -> Tensor:
         """Bottom-right causal mask [queries, keys], true where a key is seen; one per shape, shared by all layers."""
         if (queries, keys) not in self._masks:
-            seen = torch.ones(queries, keys, dtype=torch.bool, device=self.device)
-            self._masks[queries, keys] = seen.tril(diagonal=keys - queries)
+            self._masks[queries, keys] = causal_mask(queries, keys, self.device)
         return self._masks[queries, keys]
 
     @functools.cached_property

@@ -7,7 +7,6 @@ B.2), with the scores made again in fp32. It is for short segments, where torch'
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.rnn import pad_sequence
 
 SHORT = 1 << 15  # pairs of query and key up to which a segment is short; torch's backward is faster beyond
 STACK = 1 << 16  # at most so many pairs in a stack: its scores stay in a core's cache
@@ -42,13 +42,15 @@ def is_short(queries: int, keys: int) -> bool:
 
 
 def stack_segments(
-    cu_q: Sequence[int], cu_k: Sequence[int], key_index_I: Tensor | None, device: torch.device
+    queries: Sequence[int], keys: Sequence[int], key_index_I: Tensor | None, device: torch.device
 ) -> list[Stack]:
-    """Each short segment of a packed batch (see model/attention.py) in one stack, with others of nearly its size."""
+    """Each short segment of a packed batch (see model/attention.py) in one stack, with others of nearly its size.
+
+    queries, keys: how many each segment has, in the order of the batch.
+    """
     if key_index_I is None:
-        key_index_I = torch.arange(cu_k[-1], device=device)
-    queries = [stop - start for start, stop in itertools.pairwise(cu_q)]
-    keys = [stop - start for start, stop in itertools.pairwise(cu_k)]
+        key_index_I = torch.arange(sum(keys), device=device)
+    places = list(zip(torch.arange(sum(queries), device=device).split(queries), key_index_I.split(keys), strict=True))
     members: list[list[int]] = []
     real = 0  # pairs that count in the last stack
     short = [i for i in range(len(queries)) if is_short(queries[i], keys[i])]
@@ -62,37 +64,28 @@ def stack_segments(
                 continue
         members.append([index])
         real = pairs
-    return [_stack(some, cu_q, cu_k, queries, keys, key_index_I) for some in members]
+    return [_stack([places[i] for i in some], sum(queries)) for some in members]
 
 
-def _stack(
-    members: list[int],
-    cu_q: Sequence[int],
-    cu_k: Sequence[int],
-    queries: list[int],
-    keys: list[int],
-    key_index_I: Tensor,
-) -> Stack:
-    device = key_index_I.device
+def _stack(members: list[tuple[Tensor, Tensor]], tokens: int) -> Stack:
+    """members: (places of the queries, of the keys) of each segment."""
+    device = members[0][0].device
     if len(members) == 1:
-        (i,) = members
-        seen = None if queries[i] == keys[i] else _causal(queries[i], keys[i], device)[None, None]
-        own = torch.arange(cu_q[i], cu_q[i + 1], device=device)
-        return Stack(own[None], key_index_I[None, cu_k[i] : cu_k[i + 1]], seen)
-    width_q, width_k, tokens = max(queries[i] for i in members), max(keys[i] for i in members), cu_q[-1]
-    query_SQ = torch.full((len(members), width_q), tokens, device=device)
-    key_SK = torch.full((len(members), width_k), tokens, device=device)
-    seen_SQK = torch.ones(len(members), width_q, width_k, dtype=torch.bool, device=device)
-    for row, i in enumerate(members):
-        q, k = queries[i], keys[i]
-        query_SQ[row, :q] = torch.arange(cu_q[i], cu_q[i + 1], device=device)
-        key_SK[row, :k] = key_index_I[cu_k[i] : cu_k[i + 1]]
-        seen_SQK[row, :q, k:] = False
-        seen_SQK[row, :q, :k] = _causal(q, k, device)
+        query_Q, key_K = members[0]
+        square = len(query_Q) == len(key_K)
+        seen_11QK = None if square else causal_mask(len(query_Q), len(key_K), device)[None, None]
+        return Stack(query_Q[None], key_K[None], seen_11QK)
+    query_SQ = pad_sequence([query_Q for query_Q, _ in members], batch_first=True, padding_value=tokens)
+    key_SK = pad_sequence([key_K for _, key_K in members], batch_first=True, padding_value=tokens)
+    seen_SQK = torch.ones(*query_SQ.shape, key_SK.shape[1], dtype=torch.bool, device=device)
+    for seen_QK, (query_Q, key_K) in zip(seen_SQK, members, strict=True):
+        q, k = len(query_Q), len(key_K)
+        seen_QK[:q, k:] = False
+        seen_QK[:q, :k] = causal_mask(q, k, device)
     return Stack(query_SQ, key_SK, seen_SQK[:, None])
 
 
-def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
+def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
     """Bottom-right causal mask [queries, keys], true where a key is seen."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(diagonal=keys - queries)
 
@@ -109,16 +102,20 @@ class _StackedAttention(torch.autograd.Function):
         last = len(q_TNH) - 1
         out_TNH = q_TNH.new_zeros(last + 2, *q_TNH.shape[1:])  # what is padded is written to a row behind the last
         for stack in stacks:
-            query_P, key_P = stack.query_SQ.flatten(), stack.key_SK.flatten()
+            query_SQ, key_SK = stack.query_SQ.clamp(max=last), stack.key_SK.clamp(max=last)
+            q_SNQH, k_SKKH, v_SKKH = (
+                x.index_select(0, place.flatten()).unflatten(0, place.shape).transpose(1, 2)
+                for x, place in ((q_TNH, query_SQ), (k_TKH, key_SK), (v_TKH, key_SK))
+            )
             out_SNQH = F.scaled_dot_product_attention(
-                q_TNH.index_select(0, query_P.clamp(max=last)).unflatten(0, stack.query_SQ.shape).transpose(1, 2),
-                k_TKH.index_select(0, key_P.clamp(max=last)).unflatten(0, stack.key_SK.shape).transpose(1, 2),
-                v_TKH.index_select(0, key_P.clamp(max=last)).unflatten(0, stack.key_SK.shape).transpose(1, 2),
+                q_SNQH,
+                k_SKKH,
+                v_SKKH,
                 attn_mask=stack.seen_S1QK,
                 is_causal=stack.seen_S1QK is None,
                 enable_gqa=True,
             )
-            out_TNH.index_copy_(0, query_P, out_SNQH.transpose(1, 2).flatten(0, 1))
+            out_TNH.index_copy_(0, stack.query_SQ.flatten(), out_SNQH.transpose(1, 2).flatten(0, 1))
         out_TNH = out_TNH[:-1]
         ctx.save_for_backward(q_TNH, k_TKH, v_TKH, out_TNH)
         ctx.stacks = stacks
@@ -145,7 +142,7 @@ class _StackedAttention(torch.autograd.Function):
             )
             k_BKH, v_BKH = (y.index_select(0, y_P).view(-1, keys, width) for y in (k_YH, v_YH))
             p_BRK = q_BRH @ k_BKH.transpose(1, 2)
-            seen = _causal(queries, keys, x_P.device) if stack.seen_S1QK is None else stack.seen_S1QK
+            seen = causal_mask(queries, keys, x_P.device) if stack.seen_S1QK is None else stack.seen_S1QK
             p_BRK = p_BRK.view(size, heads, queries, keys).masked_fill_(~seen, -torch.inf).softmax(-1).view_as(p_BRK)
             slope_BRK = (grad_BRH @ v_BKH.transpose(1, 2)).sub_(delta_BR1).mul_(p_BRK)
             dq_XH.index_copy_(0, x_P, (slope_BRK @ k_BKH).view(-1, width))

@@ -106,7 +106,7 @@ def test_every_short_segment_is_stacked_once_and_padding_is_bounded() -> None:
         index += range(sum(queries), sum(queries) + count)
         queries.append(count), keys.append(count)
     cu = [0, *itertools.accumulate(queries)]
-    stacks = stacked.stack_segments(cu, cu, torch.tensor(index), CPU)
+    stacks = stacked.stack_segments(queries, keys, torch.tensor(index), CPU)
     targets = torch.cat([stack.query_SQ.flatten() for stack in stacks])
     short = [place for start, stop in itertools.pairwise(cu) if stop - start <= 181 for place in range(start, stop)]
     assert sorted(targets[targets < cu[-1]].tolist()) == short
