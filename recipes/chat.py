@@ -31,7 +31,7 @@ from psychecore.data.prompts import SYSTEM
 from psychecore.data.records import Conversation
 from psychecore.durable import create_file
 from psychecore.model.pretrained import load_model
-from psychecore.rollout.sampler import Sampler, context_length
+from psychecore.rollout.sampler import Sampler
 from psychecore.rollout.sampling import SamplingParams
 from psychecore.runtime import fast_dtype
 from psychecore.text.chat import Message, split_think
@@ -260,7 +260,7 @@ def main(argv: Sequence[str]) -> None:
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     screen = Screen(options.think)
-    sampler = Sampler(model, tokenizer, max_slots=1, max_length=context_length(model.config))
+    sampler = Sampler(model, tokenizer, max_slots=1, max_length=model.config.context_length)
     chat = Chat(sampler, screen, params, system_prompt(options.system), source=f"recipes/chat.py with {path}")
     screen.say(f"{path}, {model.config.parameters / 1e6:.0f}M parameters. /help lists the commands.")
     screen.say(NOTICE)

@@ -19,7 +19,7 @@ import torch
 from psychecore.durable import digest
 from psychecore.model.config import ModelConfig
 from psychecore.model.pretrained import HUB_FILES, load_model, local_folder
-from psychecore.rollout.sampler import Sampler, context_length
+from psychecore.rollout.sampler import Sampler
 from psychecore.rollout.sampling import SamplingParams
 from psychecore.text.chat import Message
 from psychecore.text.tokenizer import Tokenizer, load_tokenizer
@@ -109,7 +109,7 @@ class LocalGenerator:
         self.folder = local_folder(source)
         self.name = name or Path(source).name
         self.dtype, self.device = dtype, device
-        context = context_length(ModelConfig.from_folder(self.folder))
+        context = ModelConfig.from_folder(self.folder).context_length
         self.max_length = min(max_length, context)
         if max_length > context:
             _say_once(

@@ -118,6 +118,17 @@ class ModelConfig:
         embeddings = self.vocab_size * self.width * (1 if self.tied_head else 2)
         return self.layers * (attention + mlp + 2 * self.width) + embeddings + self.width
 
+    @property
+    def context_length(self) -> int:
+        """How many tokens the positions reach: max_positions, or what linear or yarn scaling adds to the original ones.
+
+        >>> rope = RopeConfig(kind="yarn", factor=4.0, original_max_positions=32_768)  # often left unscaled beside it
+        >>> ModelConfig("qwen2", 10, 8, 1, 2, 1, 4, 8, rope=rope, max_positions=32_768).context_length
+        131072
+        """
+        scaled = self.rope.kind in ("linear", "yarn")  # llama3's reach is always written
+        return max(self.max_positions, int(self.rope.factor * self.rope.original_max_positions) if scaled else 0)
+
     @classmethod
     def from_folder(cls, folder: Path) -> ModelConfig:
         """Read config.json of a model folder. Raises FileNotFoundError, or ValueError naming file and value."""

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from psychecore.model.config import ModelConfig
 from psychecore.model.decoder import Decoder
 from psychecore.rollout.engine import SPAN, Engine, Sample, SamplerStats
 from psychecore.rollout.graphs import Capture, CudaCapture, whole
@@ -34,22 +33,6 @@ class Piece(NamedTuple):
     token_ids: list[int]
     text: str
     finish_reason: str | None
-
-
-def context_length(config: ModelConfig) -> int:
-    """How many tokens the model's positions reach.
-
-    Configurations with `linear` or `yarn` scaling often leave max_positions at what the model was trained on, so the
-    scaling's own reach counts as well; that of `llama3` is always written.
-
-    >>> from psychecore.model.config import RopeConfig
-    >>> rope = RopeConfig(kind="yarn", factor=4.0, original_max_positions=32_768)
-    >>> context_length(ModelConfig("qwen2", 10, 8, 1, 2, 1, 4, 8, rope=rope, max_positions=32_768))
-    131072
-    """
-    rope = config.rope
-    scaled = int(rope.factor * rope.original_max_positions) if rope.kind in ("linear", "yarn") else 0
-    return max(config.max_positions, scaled)
 
 
 class Sampler:
@@ -70,7 +53,7 @@ class Sampler:
         memory_gib: float | None = None,
         cuda_graphs: bool | None = None,
     ):
-        context = context_length(model.config)
+        context = model.config.context_length
         max_length = min(2048, context) if max_length is None else max_length
         if max_slots < 1 or max_length < 2:
             raise ValueError(f"max_slots {max_slots} must be at least 1 and max_length {max_length} at least 2")
