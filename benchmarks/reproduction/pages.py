@@ -19,8 +19,7 @@ from chart import intervals, lines  # noqa: E402
 from table import put  # noqa: E402
 
 from psychecore.durable import replace_file  # noqa: E402
-from psychecore.evaluate.choice import wilson_interval  # noqa: E402
-from psychecore.evaluate.statistics import DIFFERENCE, estimate  # noqa: E402
+from psychecore.evaluate.statistics import DIFFERENCE, estimate, wilson_interval  # noqa: E402
 
 RESULTS = REPO / "benchmarks" / "results" / "reproduction"
 PAGE, README = REPO / "docs" / "REPRODUCTION.md", REPO / "README.md"
@@ -64,15 +63,13 @@ def main_table(rows: Rows) -> str:
     lines_.append("|---|---|---|---|---|---|---|---|")
     for (task, arm), runs in sorted(rows.items(), key=lambda item: (item[0][0], list(ARMS).index(item[0][1]))):
         for name in runs[0]["heldout"] if arm in MAIN else ():
-            right = "".join(run["heldout"][name]["right"] for run in runs)
-            low, high = wilson_interval(right.count("1"), len(right))
+            share, low, high, _ = _share("".join(run["heldout"][name]["right"] for run in runs))
             each = ", ".join(f"{100 * run['heldout'][name]['accuracy']:.1f}" for run in runs)
             form = sum(run["heldout"][name]["format_rate"] for run in runs) / len(runs)
             perplexity = math.exp(sum(math.log(run["perplexity"]) for run in runs) / len(runs))
-            share = 100 * right.count("1") / len(right)
             lines_.append(
-                f"| {task} | {ARMS[arm].about} | {len(runs)} | {name} | **{share:.1f}** ({100 * low:.1f} to "
-                f"{100 * high:.1f}) | {each} | {form:.0%} | {perplexity:.1f} |"
+                f"| {task} | {ARMS[arm].about} | {len(runs)} | {name} | **{share:.1f}** ({low:.1f} to "
+                f"{high:.1f}) | {each} | {form:.0%} | {perplexity:.1f} |"
             )
     return "\n".join(lines_) + "\n"
 
@@ -127,28 +124,34 @@ def headline_table(rows: Rows) -> str:
     for arm in MAIN:
         cells = []
         for task in tasks:
-            runs = rows.get((task, arm), [])
-            share, low, high = _together(runs) if runs else (math.nan, math.nan, math.nan)
-            cells.append(f"**{share:.1f}** ({low:.1f} to {high:.1f}), n {_questions(runs)}" if runs else "not run")
+            if runs := rows.get((task, arm)):
+                share, low, high, n = _share(_all_sets(runs))
+                cells.append(f"**{share:.1f}** ({low:.1f} to {high:.1f}), n {n}")
+            else:
+                cells.append("not run")
         lines_.append(f"| {ARMS[arm].about} | {' | '.join(cells)} |")
     return "\n".join(lines_) + "\n"
 
 
 def accuracy_chart(rows: Rows, task: str) -> str:
     """Held-out accuracy of the main arms, all sets and seeds together."""
-    shown = [(ARMS[arm].about.partition(":")[0], *_together(rows[task, arm])) for arm in MAIN if rows.get((task, arm))]
+    shown = [
+        (ARMS[arm].about.partition(":")[0], *_share(_all_sets(rows[task, arm]))[:3])
+        for arm in MAIN
+        if rows.get((task, arm))
+    ]
     return intervals(shown, f"Held-out accuracy by arm, task {task}", "held-out accuracy, %")
 
 
-def _together(runs: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """(share, low, high) in per cent over all held-out sets and seeds."""
-    right = "".join(one["right"] for run in runs for one in run["heldout"].values())
+def _all_sets(runs: list[dict[str, Any]]) -> str:
+    """A digit a question, of all held-out sets and seeds."""
+    return "".join(one["right"] for run in runs for one in run["heldout"].values())
+
+
+def _share(right: str) -> tuple[float, float, float, int]:
+    """(share, low, high) in per cent, and n, of a digit a question."""
     low, high = wilson_interval(right.count("1"), len(right))
-    return 100 * right.count("1") / len(right), 100 * low, 100 * high
-
-
-def _questions(runs: list[dict[str, Any]]) -> int:
-    return sum(len(one["right"]) for run in runs for one in run["heldout"].values())
+    return 100 * right.count("1") / len(right), 100 * low, 100 * high, len(right)
 
 
 def curve_chart(rows: Rows, task: str, metric: str) -> str:

@@ -92,6 +92,14 @@ def clean_letters(value: Any) -> str:
     return "".join(sorted(set(letters)))
 
 
+def row_id(row: Mapping[str, Any], default: str) -> str:
+    """The id that a row has, or the default. Raises ValueError for what is no text or number."""
+    found = row.get("id", default)
+    if not isinstance(found, (str, int)) or isinstance(found, bool) or found == "":
+        raise ValueError(f"id is {found!r:.80}, but must be a text or a number")
+    return str(found)
+
+
 def optional_text(row: Mapping[str, Any], name: str) -> str:
     """The clean text that a row has under a name; "" where it has none. Raises ValueError for what is no text."""
     value = row.get(name)

@@ -21,7 +21,7 @@ from psychecore.curate.prompts import Prompts
 from psychecore.curate.replies import writable
 from psychecore.curate.typography import language_of
 from psychecore.data.records import read_jsonl
-from psychecore.evaluate.item import parse_rows
+from psychecore.evaluate.item import parse_rows, row_id
 from psychecore.evaluate.statistics import DIFFERENCE, Estimate, clustered_estimate
 from psychecore.evaluate.verdicts import RUBRICS, parse_preference, parse_scores
 from psychecore.reward.answer import answer_part
@@ -91,10 +91,7 @@ def read_dialogues(path: Path, last_turn_only: bool = False) -> list[Turn]:
         try:
             messages = row.get("messages") if isinstance(row, dict) else None
             check_messages(messages)
-            identity = row.get("id", f"row {number}")
-            if not isinstance(identity, (str, int)) or isinstance(identity, bool) or identity == "":
-                raise ValueError(f"id is {identity!r:.80}, but must be a text or a number")
-            name = str(identity)
+            name = row_id(row, f"row {number}")
             if name in seen:
                 raise ValueError(f"id {name!r:.80} already stands in row {seen[name]}")
             seen[name] = number

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from psychecore.curate.typography import language_of
 from psychecore.data.records import LETTERS, Question, read_jsonl
-from psychecore.evaluate.item import Item, clean_letters, clean_options, clean_text, optional_text
+from psychecore.evaluate.item import Item, clean_letters, clean_options, clean_text, optional_text, row_id
 
 
 def read_question_file(path: Path) -> list[Item]:
@@ -61,9 +61,7 @@ def _plain(row: dict[str, Any], name: str) -> Question:
     if "".join(options) != LETTERS[: len(options)]:
         raise ValueError(f"options are lettered {''.join(options)!r}, but must be A, B, ... without gaps")
     kind: Literal["single", "multiple"] = "single" if len(answer) == 1 else "multiple"
-    identity = row.get("id", name)
-    if not isinstance(identity, (str, int)) or isinstance(identity, bool) or identity == "":
-        raise ValueError(f"id is {identity!r:.80}, but must be a text or a number")
-    question = Question(str(identity), stem, options, answer, kind, context=optional_text(row, "context") or None)
+    identity = row_id(row, name)
+    question = Question(identity, stem, options, answer, kind, context=optional_text(row, "context") or None)
     written = " ".join([stem, *options.values()])
     return replace(question, area=optional_text(row, "area"), language="zh" if language_of(written) == "zh" else "en")
