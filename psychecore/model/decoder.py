@@ -113,7 +113,7 @@ class Decoder(nn.Module):
     def forward(self, tokens_T: Tensor, positions_T: Tensor, attention: Attention) -> Tensor:
         """Hidden states after the last norm, [T, D], of T packed tokens at these positions (both int64)."""
         x_TD = self.embed(tokens_T)
-        cos_TR, sin_TR = self._rotary_tables(positions_T)
+        cos_TR, sin_TR = self.rotary_tables(positions_T)
         for layer in self.layers:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_TD = checkpoint(layer, x_TD, cos_TR, sin_TR, attention, use_reentrant=False)
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
                 parameter.copy_(values)
         return self
 
-    def _rotary_tables(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary_tables(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of every pair's angle, [T, H / 2] each, fp32."""
         if self._inverse_frequency_R.device != positions_T.device:
             self._inverse_frequency_R = self._inverse_frequency_R.to(positions_T.device)

@@ -13,7 +13,8 @@ from torch import Tensor
 from psychecore.model import fused
 from psychecore.model.attention import resolve_backend
 from psychecore.model.decoder import Decoder
-from psychecore.rollout.kv_cache import DecodeAttention, KVCache, RowAttention, Shape
+from psychecore.rollout.cpu_step import CpuStep
+from psychecore.rollout.kv_cache import DecodeAttention, KVCache, Shape
 from psychecore.rollout.sampling import SamplingParams, sample, uniform
 
 
@@ -41,11 +42,21 @@ def decode_step(model: Decoder, cache: KVCache, state: State, shape: Shape, para
     """The last token of every running sample through the model, and one new token each; writes into `state`."""
     slots = slice(0, shape.slots)
     place_B = (state.count_B[slots] - 1).clamp(min=0)
-    rows = model.device.type == "cpu" and resolve_backend(model.device, model.compute_dtype, cached=True) == "torch"
-    kind = RowAttention if rows else DecodeAttention
-    attention = kind(cache, shape, place_B, state.seat_B[slots], state.prompt_length_A[: shape.rows])
-    hidden_BD = model(state.token_B[slots], state.prompt_B[slots] + place_B, attention)
+    seat_B, prompt_length_A = state.seat_B[slots], state.prompt_length_A[: shape.rows]
+    token_B, position_B = state.token_B[slots], state.prompt_B[slots] + place_B
+    if _takes_cpu_step(model):
+        if cache.cpu_step is None or cache.cpu_step.shape != shape:
+            cache.cpu_step = CpuStep(model, cache, shape)
+        hidden_BD = cache.cpu_step(token_B, position_B, place_B, seat_B, prompt_length_A)
+    else:
+        hidden_BD = model(token_B, position_B, DecodeAttention(cache, shape, place_B, seat_B, prompt_length_A))
     accept(model, state, torch.arange(shape.slots, device=place_B.device), hidden_BD, params)
+
+
+def _takes_cpu_step(model: Decoder) -> bool:
+    """Not where attention is forced elsewhere, nor where a compiler looks on: it has buffers of its own."""
+    plain = model.device.type == "cpu" and resolve_backend(model.device, model.compute_dtype, cached=True) == "torch"
+    return plain and not torch.compiler.is_compiling()
 
 
 def accept(model: Decoder, state: State, slot_B: Tensor, hidden_BD: Tensor, params: SamplingParams) -> None:

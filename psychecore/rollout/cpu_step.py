@@ -1,0 +1,197 @@
+"""The layers of a decoding step on CPU, where a step is paid by the operation and not by the arithmetic.
+
+Between two products the weights have emptied the caches, so every operation, and every view, costs microseconds before
+it computes anything. Here each is called once per layer, on buffers and views that are made once per `Shape`, and
+activations lie by feature, [features, columns]: a product is then W x with the weights as first operand, which torch's
+CPU products split over threads and tiles (32 rows, all layers of SmolLM2: bf16 43 ms instead of 57), and no operand
+is transposed for it. The arithmetic is model/decoder.py's, in its order and with its rounding.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from psychecore.model.decoder import Decoder, Layer
+from psychecore.rollout.kv_cache import KVCache, Shape, length_bias
+
+Product = tuple[Tensor, Tensor | None]  # weight [E, D] and bias [E]
+
+
+class Weights(NamedTuple):
+    """Of one layer, found once: a look-up in a module costs a microsecond or two, and a step would take 500 of them.
+
+    They stay the model's own tensors; one that is updated in place is up to date here.
+    """
+
+    attention_norm_D1: Tensor
+    qkv: Product
+    out: Product
+    mlp_norm_D1: Tensor
+    gate_up: Product
+    down: Product
+
+    @classmethod
+    def of(cls, layer: Layer) -> Weights:
+        """The weights of this layer."""
+        qkv, out, gate_up, down = ((m.weight, m.bias) for m in (layer.qkv, layer.out, layer.gate_up, layer.down))
+        return cls(layer.attention_norm.weight[:, None], qkv, out, layer.mlp_norm.weight[:, None], gate_up, down)
+
+
+class CpuStep:
+    """Buffers, views and places for steps of one shape over one cache; a call is one step.
+
+    Letters beside the usual: C columns, one a slot, but two for one slot, since the product of a matrix with one
+    column is slower than with two (18.7 ms against 12.0); X the queries of a prompt that share a key/value head.
+    """
+
+    def __init__(self, model: Decoder, cache: KVCache, shape: Shape):
+        c, slots, like = model.config, shape.slots, cache.answer_LCBKSH
+        self.model, self.cache, self.shape = model, cache, shape
+        self.views = [(*read, store.view(-1, c.head_dim)) for read, store in zip(cache.views(shape), like, strict=True)]
+        queries, heads, width = c.query_heads, c.key_value_heads, c.head_dim
+        sharing, columns = queries // heads, max(slots, 2)
+        wide = torch.promote_types(like.dtype, torch.float32)
+
+        self.layers = [cast(Layer, layer) for layer in model.layers]
+        self.weights = [Weights.of(layer) for layer in self.layers]
+        self.last_norm_D1 = model.norm.weight[:, None]
+
+        # one column each: residual, its wide copy and square, normed, products, and what attention gives
+        self.x_DC, self.normed_DC, self.product_DC = (like.new_zeros(c.width, columns) for _ in range(3))
+        self.wide_DC = self.x_DC if wide == like.dtype else self.x_DC.to(wide)
+        self.square_DC = torch.zeros_like(self.wide_DC)
+        self.scale_C, self.eps_C = self.square_DC.new_zeros(columns), self.square_DC.new_full((columns,), c.rms_eps)
+        self.qkv_EC = like.new_zeros((queries + 2 * heads) * width, columns)
+        self.qkv_BNH = self.qkv_EC.view(-1, width, columns).permute(2, 0, 1)[:slots]
+        self.attended_EC = like.new_zeros(queries * width, columns)
+        self.attended_BKRH = self.attended_EC.view(heads, sharing, width, columns).permute(3, 0, 1, 2)[:slots]
+        self.gate_up_EC = like.new_zeros(2 * c.feed_forward_width, columns)
+        self.gate_FC, self.up_FC = self.gate_up_EC.chunk(2)
+        self.active_FC = torch.zeros_like(self.gate_FC)
+
+        # one row each: queries, keys and values by head, and the first two turned
+        self.row_BNH = like.new_zeros(slots, queries + 2 * heads, width)
+        self.flat_row = self.row_BNH.view(-1, width)
+        self.q_BNH, self.k_BKH, _ = self.row_BNH.split([queries, heads, heads], 1)
+        self.q_BKRH = self.q_BNH.view(slots, heads, sharing, width)
+        self.qk_BNH, self.kv_BNH = self.row_BNH[:, : queries + heads], self.row_BNH[:, queries:]
+        self.wide_BNH = self.qk_BNH if wide == like.dtype else self.qk_BNH.to(wide)
+        self.turned_BNH = torch.zeros(self.qk_BNH.shape, dtype=wide)
+        self.first_BNR, self.second_BNR = self.wide_BNH.chunk(2, -1)
+        self.turned_first_BNR, self.turned_second_BNR = self.turned_BNH.chunk(2, -1)
+
+        # queries gathered by prompt, and what they found there scattered back
+        self.seated_AKXH = like.new_zeros(shape.rows, heads, shape.seats * sharing, width)
+        self.flat_seated = self.seated_AKXH.view(-1, width)
+        self.shared_BKRH = like.new_zeros(slots, heads, sharing, width)
+        self.flat_shared = self.shared_BKRH.view(-1, width)
+        self.shared_lse_BKR = torch.zeros(slots, heads, sharing, dtype=wide)
+        self.flat_shared_lse = self.shared_lse_BKR.view(-1)
+        self.share_BKR = torch.zeros_like(self.shared_lse_BKR)
+        self.narrow_share_BKR = like.new_zeros(slots, heads, sharing)
+        self.share_BKR1 = self.narrow_share_BKR[..., None]
+
+        # where heads stand, to which a step adds its places: [slots, keys then values] in the cache of one layer
+        _, _, all_slots, _, span, _ = like.shape
+        self.slot_B, self.head_K, self.sharing_R = (torch.arange(n) for n in (slots, heads, sharing))
+        kind_2 = torch.arange(2)[:, None]
+        self.store_BE = ((kind_2 * all_slots + self.slot_B[:, None, None]) * heads + self.head_K).flatten(1) * span
+
+    def __call__(
+        self, token_B: Tensor, position_B: Tensor, place_B: Tensor, seat_B: Tensor, prompt_length_A: Tensor
+    ) -> Tensor:
+        """Hidden states [B, D] after the last norm; stores the tokens' keys and values at place_B of their slots."""
+        self.locate(place_B, seat_B, prompt_length_A)
+        cos_BR, sin_BR = self.model.rotary_tables(position_B)
+        self.cos_B1H, self.sin_B1R = torch.cat((cos_BR, cos_BR), -1)[:, None], sin_BR[:, None]
+        self.minus_sin_B1R = -self.sin_B1R
+        self.x_DC.copy_(self.model.embed(token_B).T)
+        for index, weights in enumerate(self.weights):
+            self._layer(index, weights)
+        self._norm(self.last_norm_D1)
+        return self.normed_DC.T[: self.shape.slots]
+
+    def locate(self, place_B: Tensor, seat_B: Tensor, prompt_length_A: Tensor) -> None:
+        """Work out what goes where: once a step, not once a layer."""
+        shape, heads, sharing = self.shape, len(self.head_K), len(self.sharing_R)
+        self.answer_bias = length_bias(place_B + 1, shape.answer_span, self.x_DC.dtype)
+        self.prompt_bias = length_bias(prompt_length_A, shape.prompt_span, self.x_DC.dtype)
+        self.place_BE = self.store_BE + place_B[:, None]
+        seats = shape.rows * shape.seats
+        slot_of_seat = seat_B.new_zeros(seats + 1).index_copy_(0, seat_B, self.slot_B)[
+            :seats
+        ]  # an empty one: any query
+        slot_A1G1 = slot_of_seat.view(shape.rows, 1, shape.seats, 1)
+        head_K11, sharing_R = self.head_K[:, None, None], self.sharing_R
+        self.to_seat = (slot_A1G1 * self.row_BNH.shape[1] + head_K11 * sharing + sharing_R).flatten()
+        seat_B11 = seat_B.clamp(max=seats - 1)[:, None, None]
+        row_B11, place_B11 = seat_B11 // shape.seats, seat_B11 % shape.seats
+        self.from_seat = (
+            ((row_B11 * heads + self.head_K[:, None]) * shape.seats + place_B11) * sharing + sharing_R
+        ).flatten()
+
+    def _layer(self, index: int, weights: Weights) -> None:
+        self._norm(weights.attention_norm_D1)
+        _multiply(weights.qkv, self.normed_DC, self.qkv_EC)
+        self.row_BNH.copy_(self.qkv_BNH)
+        if self.model.config.qk_norm:
+            self.q_BNH.copy_(self.layers[index].q_norm(self.q_BNH))
+            self.k_BKH.copy_(self.layers[index].k_norm(self.k_BKH))
+        self._turn()
+        self.attend(index)
+        _multiply(weights.out, self.attended_EC, self.product_DC)
+        self.x_DC.add_(self.product_DC)
+        self._norm(weights.mlp_norm_D1)
+        _multiply(weights.gate_up, self.normed_DC, self.gate_up_EC)
+        torch.mul(F.silu(self.gate_FC, inplace=True), self.up_FC, out=self.active_FC)
+        _multiply(weights.down, self.active_FC, self.product_DC)
+        self.x_DC.add_(self.product_DC)
+
+    def _norm(self, weight_D1: Tensor) -> None:
+        if self.wide_DC is not self.x_DC:
+            self.wide_DC.copy_(self.x_DC)
+        torch.mul(self.wide_DC, self.wide_DC, out=self.square_DC)
+        torch.sum(self.square_DC, 0, out=self.scale_C)
+        torch.add(self.eps_C, self.scale_C, alpha=1 / len(self.x_DC), out=self.scale_C).rsqrt_()
+        torch.mul(self.wide_DC, self.scale_C, out=self.normed_DC).mul_(weight_D1)
+
+    def _turn(self) -> None:
+        """Rotary embedding of queries and keys, in place: (a, b) to (a cos - b sin, b cos + a sin)."""
+        if self.wide_BNH is not self.qk_BNH:
+            self.wide_BNH.copy_(self.qk_BNH)
+        torch.mul(self.wide_BNH, self.cos_B1H, out=self.turned_BNH)
+        self.turned_first_BNR.addcmul_(self.second_BNR, self.minus_sin_B1R)
+        self.turned_second_BNR.addcmul_(self.first_BNR, self.sin_B1R)
+        self.qk_BNH.copy_(self.turned_BNH)
+
+    def attend(self, index: int) -> None:
+        """Store the rows' keys and values; attend to the slots' own past and to their prompts, and merge the two."""
+        k_BKSH, v_BKSH, k_AKPH, v_AKPH, flat_cache = self.views[index]
+        flat_cache.index_put_((self.place_BE,), self.kv_BNH)
+        own_BKRH, own_lse_BKR = _attend(self.q_BKRH, k_BKSH, v_BKSH, self.answer_bias)
+        torch.index_select(self.flat_row, 0, self.to_seat, out=self.flat_seated)
+        shared_AKXH, shared_lse_AKX = _attend(self.seated_AKXH, k_AKPH, v_AKPH, self.prompt_bias)
+        torch.index_select(shared_AKXH.reshape(self.flat_seated.shape), 0, self.from_seat, out=self.flat_shared)
+        torch.index_select(shared_lse_AKX.reshape(-1), 0, self.from_seat, out=self.flat_shared_lse)
+        torch.sub(own_lse_BKR, self.shared_lse_BKR, out=self.share_BKR).sigmoid_()
+        self.narrow_share_BKR.copy_(self.share_BKR)
+        torch.lerp(self.shared_BKRH, own_BKRH, self.share_BKR1, out=self.attended_BKRH)
+
+
+def _multiply(product: Product, x_DC: Tensor, out_EC: Tensor) -> None:
+    weight_ED, bias_E = product
+    torch.mm(weight_ED, x_DC, out=out_EC)
+    if bias_E is not None:
+        out_EC.add_(bias_E[:, None])
+
+
+def _attend(q_AKXH: Tensor, k_AKSH: Tensor, v_AKSH: Tensor, bias_A11S: Tensor) -> tuple[Tensor, Tensor]:
+    """SDPA's own kernel on CPU, called by name since only so it gives its log-sum-exp [A, K, X]."""
+    out_AKXH, lse_AKX = torch._scaled_dot_product_flash_attention_for_cpu(
+        q_AKXH, k_AKSH, v_AKSH, 0.0, False, attn_mask=bias_A11S
+    )
+    return out_AKXH, lse_AKX
