@@ -53,9 +53,18 @@ class KVCache:
         answers = (config.layers, 2, slots, heads, answer_length, width)
         self.prompt_k_LAKPH, self.prompt_v_LAKPH = (torch.zeros(prompts, dtype=dtype, device=device) for _ in range(2))
         self.answer_LCBKSH = torch.zeros(answers, dtype=dtype, device=device)  # C: keys, values
-        self.answer_k_LBKSH, self.answer_v_LBKSH = self.answer_LCBKSH.unbind(1)
         self.cpu_step: CpuStep | None = None  # of the last shape, with its buffers
         self._views: tuple[Shape | None, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = None, []
+
+    @property
+    def answer_k_LBKSH(self) -> Tensor:
+        """The samples' keys."""
+        return self.answer_LCBKSH[:, 0]
+
+    @property
+    def answer_v_LBKSH(self) -> Tensor:
+        """The samples' values."""
+        return self.answer_LCBKSH[:, 1]
 
     def views(self, shape: Shape) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """What a step of this shape reads in each layer: keys and values of samples, keys and values of prompts."""

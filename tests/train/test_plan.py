@@ -167,7 +167,7 @@ def test_a_reference_pass_over_wide_layers_and_a_decoding_step_over_many_words_a
     sizes = {"prompts": 2, "prompt": 40, "samples": 4, "answer": 32, "slots": 16}
     for shape, peaks in (
         ({"vocab_size": 64, "width": 32, "feed_forward_width": 1024}, ("reference forward", "prefill")),
-        ({"vocab_size": 24_000, "width": 16, "feed_forward_width": 32}, ("reference forward", "decoding")),
+        ({"vocab_size": 24_000, "width": 16, "feed_forward_width": 32}, ("head backward", "decoding")),
     ):
         job = {"recipe": "grpo", "dtype": "float32", "model": SMALL | shape, "reference": True}
         measured: dict[str, Any] = {}
