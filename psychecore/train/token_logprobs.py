@@ -22,8 +22,8 @@ from psychecore.model.attention import PackedAttention
 from psychecore.model.decoder import Decoder
 
 ROWS_PER_CHUNK = 2048  # larger row chunks read the head's weight less often; NOTES: below 2k its traffic dominates
-# Three buffers of rows x this in fp32 are what the loss needs beside its gradients. Small enough for the allocator to keep
-# them: buffers of 64 MiB were new pages each time on CPU, and at 8,192 columns the loss took twice as long.
+# Three buffers of rows x this in fp32 are what the loss needs beside its gradients. Small enough for the allocator to
+# keep them: buffers of 64 MiB were new pages each time on CPU, and at 8,192 columns the loss took twice as long.
 VOCABULARY_PER_CHUNK = 1_024
 
 
