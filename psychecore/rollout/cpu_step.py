@@ -50,7 +50,7 @@ class CpuStep:
 
     def __init__(self, model: Decoder, cache: KVCache, shape: Shape):
         c, slots, like = model.config, shape.slots, cache.answer_LCBKSH
-        self.model, self.cache, self.shape = model, cache, shape
+        self.model, self.shape = model, shape  # not the cache: it holds the step, and a cycle would keep both
         self.views = [(*read, store.view(-1, c.head_dim)) for read, store in zip(cache.views(shape), like, strict=True)]
         queries, heads, width = c.query_heads, c.key_value_heads, c.head_dim
         sharing, columns = queries // heads, max(slots, 2)

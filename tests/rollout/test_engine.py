@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -121,3 +123,17 @@ def test_the_decoding_step_is_one_full_graph_without_host_synchronisation(
         step(traced.model, traced.cache, traced.state, traced._shape(), PARAMS)
     assert torch.equal(eager.state.said_BM, traced.state.said_BM)
     assert eager.state.count_B.tolist() == traced.state.count_B.tolist()
+
+
+@torch.no_grad()
+def test_the_cache_goes_with_its_engine_and_waits_for_no_collector(tiny_model: Callable[..., pc.Decoder]) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        engine = Engine(tiny_model(), PROMPTS[:1], [Sample(0, 0, 1, 5)], PARAMS, 1, 1, [0], [True] * 61)
+        assert len(list(engine.run())) == 1
+        cache = weakref.ref(engine.cache)
+        del engine
+        assert cache() is None
+    finally:
+        gc.enable()
