@@ -81,7 +81,8 @@ def _grpo_batch(config: Any, ranks: int) -> MicroBatch:
     share = tokens / piece  # pieces, not rounded: shorter ones fill the rest of the budget
     labels = int(share * together * answer)
     mask = int(share * together * answer * (prompt + answer))
-    stacked = is_short(prompt, prompt) and is_short(answer, prompt + answer)
+    after = (prompt, min(prompt, answer - 1))  # is_short is stricter where there are fewer than twice as many keys
+    stacked = is_short(prompt, prompt) and all(is_short(answer, answer + before) for before in after)
     return MicroBatch(tokens, labels, int(share * keys), mask, stacked, accumulates=available > tokens)
 
 

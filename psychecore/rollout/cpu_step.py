@@ -27,10 +27,10 @@ class Weights(NamedTuple):
     They stay the model's own tensors; one that is updated in place is up to date here.
     """
 
-    attention_norm_D1: Tensor
+    attention_norm: Tensor
     qkv: Product
     out: Product
-    mlp_norm_D1: Tensor
+    mlp_norm: Tensor
     gate_up: Product
     down: Product
 
@@ -38,7 +38,7 @@ class Weights(NamedTuple):
     def of(cls, layer: Layer) -> Weights:
         """The weights of this layer."""
         qkv, out, gate_up, down = ((m.weight, m.bias) for m in (layer.qkv, layer.out, layer.gate_up, layer.down))
-        return cls(layer.attention_norm.weight[:, None], qkv, out, layer.mlp_norm.weight[:, None], gate_up, down)
+        return cls(layer.attention_norm.weight, qkv, out, layer.mlp_norm.weight, gate_up, down)
 
 
 class CpuStep:
@@ -58,7 +58,6 @@ class CpuStep:
 
         self.layers = [cast(Layer, layer) for layer in model.layers]
         self.weights = [Weights.of(layer) for layer in self.layers]
-        self.last_norm_D1 = model.norm.weight[:, None]
 
         # one column each: residual, its wide copy and square, normed, products, and what attention gives
         self.x_DC, self.normed_DC, self.product_DC = (like.new_zeros(c.width, columns) for _ in range(3))
@@ -80,7 +79,7 @@ class CpuStep:
         self.q_BKRH = self.q_BNH.view(slots, heads, sharing, width)
         self.qk_BNH, self.kv_BNH = self.row_BNH[:, : queries + heads], self.row_BNH[:, queries:]
         self.wide_BNH = self.qk_BNH if wide == like.dtype else self.qk_BNH.to(wide)
-        self.turned_BNH = torch.zeros(self.qk_BNH.shape, dtype=wide)
+        self.turned_BNH = torch.zeros(self.qk_BNH.shape, dtype=wide, device=like.device)
         self.first_BNR, self.second_BNR = self.wide_BNH.chunk(2, -1)
         self.turned_first_BNR, self.turned_second_BNR = self.turned_BNH.chunk(2, -1)
 
@@ -89,7 +88,7 @@ class CpuStep:
         self.flat_seated = self.seated_AKXH.view(-1, width)
         self.shared_BKRH = like.new_zeros(slots, heads, sharing, width)
         self.flat_shared = self.shared_BKRH.view(-1, width)
-        self.shared_lse_BKR = torch.zeros(slots, heads, sharing, dtype=wide)
+        self.shared_lse_BKR = torch.zeros(slots, heads, sharing, dtype=wide, device=like.device)
         self.flat_shared_lse = self.shared_lse_BKR.view(-1)
         self.share_BKR = torch.zeros_like(self.shared_lse_BKR)
         self.narrow_share_BKR = like.new_zeros(slots, heads, sharing)
@@ -97,9 +96,15 @@ class CpuStep:
 
         # where heads stand, to which a step adds its places: [slots, keys then values] in the cache of one layer
         _, _, all_slots, _, span, _ = like.shape
-        self.slot_B, self.head_K, self.sharing_R = (torch.arange(n) for n in (slots, heads, sharing))
-        kind_2 = torch.arange(2)[:, None]
+        self.slot_B, self.head_K, self.sharing_R = (
+            torch.arange(n, device=like.device) for n in (slots, heads, sharing)
+        )
+        kind_2 = torch.arange(2, device=like.device)[:, None]
         self.store_BE = ((kind_2 * all_slots + self.slot_B[:, None, None]) * heads + self.head_K).flatten(1) * span
+
+    def is_current(self) -> bool:
+        """Whether the model still has the weights that were found: FSDP2 puts others there, and frees these."""
+        return all(own.qkv[0] is layer.qkv.weight for own, layer in zip(self.weights, self.layers, strict=True))
 
     def __call__(
         self, token_B: Tensor, position_B: Tensor, place_B: Tensor, seat_B: Tensor, prompt_length_A: Tensor
@@ -112,7 +117,7 @@ class CpuStep:
         self.x_DC.copy_(self.model.embed(token_B).T)
         for index, weights in enumerate(self.weights):
             self._layer(index, weights)
-        self._norm(self.last_norm_D1)
+        self._norm(self.model.norm.weight)
         return self.normed_DC.T[: self.shape.slots]
 
     def locate(self, place_B: Tensor, seat_B: Tensor, prompt_length_A: Tensor) -> None:
@@ -135,7 +140,7 @@ class CpuStep:
         ).flatten()
 
     def _layer(self, index: int, weights: Weights) -> None:
-        self._norm(weights.attention_norm_D1)
+        self._norm(weights.attention_norm)
         _multiply(weights.qkv, self.normed_DC, self.qkv_EC)
         self.row_BNH.copy_(self.qkv_BNH)
         if self.model.config.qk_norm:
@@ -145,19 +150,19 @@ class CpuStep:
         self.attend(index)
         _multiply(weights.out, self.attended_EC, self.product_DC)
         self.x_DC.add_(self.product_DC)
-        self._norm(weights.mlp_norm_D1)
+        self._norm(weights.mlp_norm)
         _multiply(weights.gate_up, self.normed_DC, self.gate_up_EC)
         torch.mul(F.silu(self.gate_FC, inplace=True), self.up_FC, out=self.active_FC)
         _multiply(weights.down, self.active_FC, self.product_DC)
         self.x_DC.add_(self.product_DC)
 
-    def _norm(self, weight_D1: Tensor) -> None:
+    def _norm(self, weight_D: Tensor) -> None:
         if self.wide_DC is not self.x_DC:
             self.wide_DC.copy_(self.x_DC)
         torch.mul(self.wide_DC, self.wide_DC, out=self.square_DC)
         torch.sum(self.square_DC, 0, out=self.scale_C)
         torch.add(self.eps_C, self.scale_C, alpha=1 / len(self.x_DC), out=self.scale_C).rsqrt_()
-        torch.mul(self.wide_DC, self.scale_C, out=self.normed_DC).mul_(weight_D1)
+        torch.mul(self.wide_DC, self.scale_C, out=self.normed_DC).mul_(weight_D.unsqueeze(1))
 
     def _turn(self) -> None:
         """Rotary embedding of queries and keys, in place: (a, b) to (a cos - b sin, b cos + a sin)."""

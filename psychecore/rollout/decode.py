@@ -14,6 +14,7 @@ from psychecore.model import fused
 from psychecore.model.attention import resolve_backend
 from psychecore.model.decoder import Decoder
 from psychecore.rollout.cpu_step import CpuStep
+from psychecore.rollout.graphs import whole
 from psychecore.rollout.kv_cache import DecodeAttention, KVCache, Shape
 from psychecore.rollout.sampling import SamplingParams, sample, uniform
 
@@ -44,19 +45,29 @@ def decode_step(model: Decoder, cache: KVCache, state: State, shape: Shape, para
     place_B = (state.count_B[slots] - 1).clamp(min=0)
     seat_B, prompt_length_A = state.seat_B[slots], state.prompt_length_A[: shape.rows]
     token_B, position_B = state.token_B[slots], state.prompt_B[slots] + place_B
-    if _takes_cpu_step(model):
-        if cache.cpu_step is None or cache.cpu_step.shape != shape:
-            cache.cpu_step = CpuStep(model, cache, shape)
-        hidden_BD = cache.cpu_step(token_B, position_B, place_B, seat_B, prompt_length_A)
+    if step := _cpu_step(model, cache, shape):
+        hidden_BD = step(token_B, position_B, place_B, seat_B, prompt_length_A)
     else:
         hidden_BD = model(token_B, position_B, DecodeAttention(cache, shape, place_B, seat_B, prompt_length_A))
     accept(model, state, torch.arange(shape.slots, device=place_B.device), hidden_BD, params)
 
 
-def _takes_cpu_step(model: Decoder) -> bool:
-    """Not where attention is forced elsewhere, nor where a compiler looks on: it has buffers of its own."""
-    plain = model.device.type == "cpu" and resolve_backend(model.device, model.compute_dtype, cached=True) == "torch"
-    return plain and not torch.compiler.is_compiling()
+def _cpu_step(model: Decoder, cache: KVCache, shape: Shape) -> CpuStep | None:
+    """The cache's own step, made anew for another shape or other weights; None where the model's layers must run.
+
+    They must where attention is forced elsewhere, where a compiler looks on, and where a layer is a shard that its
+    hooks gather.
+    """
+    if model.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    if resolve_backend(model.device, model.compute_dtype, cached=True) != "torch":
+        return None
+    step = cache.cpu_step
+    if step is None or step.shape != shape or not step.is_current():
+        with torch.inference_mode(False), torch.no_grad():  # the buffers of a stream may be used outside that mode
+            step = CpuStep(model, cache, shape) if whole(model) else None
+        cache.cpu_step = step
+    return step
 
 
 def accept(model: Decoder, state: State, slot_B: Tensor, hidden_BD: Tensor, params: SamplingParams) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 
 import psychecore as pc
 from psychecore.model.decoder import Decoder
+from psychecore.rollout import decode
 from psychecore.rollout.cpu_step import CpuStep
 from psychecore.rollout.kv_cache import DecodeAttention, KVCache, Shape
 
@@ -64,3 +67,73 @@ def test_a_step_gives_what_the_models_own_layers_give(
         place, token = place + 1, (token + 1) % 61
         for parameter in model.parameters():
             parameter.add_(0.01)
+
+
+SHARDED = """
+import torch, torch.distributed as dist
+import psychecore as pc
+from psychecore.model.config import ModelConfig
+from psychecore.model.decoder import Decoder
+from psychecore.rollout.engine import Engine, Sample
+from psychecore.train.sharding import ShardingConfig, gathered, make_mesh, sharder
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+PARAMS, PROMPTS = pc.SamplingParams(max_new_tokens=12, ignore_stop=True, seed=1), [[1, 2, 3], [4, 5, 6, 7]]
+
+def make(shard):
+    model = Decoder(ModelConfig("llama", 61, 24, 2, 3, 1, 8, 40)).initialise(0, std=0.3)
+    if shard:
+        sharder(make_mesh(ShardingConfig(), 1, torch.device("cpu")), torch.float32)(model)
+    waiting = [Sample(p, g, 3 * p + g, 12) for p in range(2) for g in range(3)]
+    engine = Engine(model, PROMPTS, waiting, PARAMS, 4, 2, [0], [True] * 61)
+    return model, engine.run(), engine
+
+def said(entries):
+    return sorted((s.sample.prompt, s.sample.number, s.token_ids) for s in entries)
+
+with torch.no_grad():
+    expected = said(make(False)[1])
+    _, run, engine = make(True)
+    assert said(run) == expected, "sharded"
+    assert engine.cache.cpu_step is None
+    model, run, engine = make(True)
+    with gathered(model):
+        first = [next(run) for _ in range(2)]
+        assert engine.cache.cpu_step is not None
+    model.logits(torch.tensor([[1, 2, 3]]))  # the root stays gathered, the layers' storage is freed
+    assert said(first + list(run)) == expected, "gathered, then sharded"
+print("as one whole model")
+"""
+
+
+def test_a_sharded_model_runs_its_own_layers_and_freed_weights_are_not_read() -> None:
+    done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "as one whole model"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["in place", "data", "assign"])
+def test_weights_that_are_replaced_between_steps_are_used_whole(
+    tiny_model: Callable[..., pc.Decoder], how: str
+) -> None:
+    model, other = tiny_model(), tiny_model(seed=3)
+    for parameter in other.parameters():
+        parameter.add_(0.1)  # norms too
+    shape = Shape(3, 2, 2, 32, 48)
+    at = [torch.tensor(x) for x in ([5, 6, 7], [30, 31, 32], [3, 4, 5], [0, 2, 1], [29, 5])]
+    ours, theirs = caches(model, 3, 2)
+    step = decode._cpu_step(model, ours, shape)
+    assert step is not None
+    step(*at)
+    if how == "in place":
+        model.load_state_dict(other.state_dict())
+    elif how == "data":
+        for parameter, new in zip(model.parameters(), other.parameters(), strict=True):
+            parameter.data = new.data
+    else:
+        model.load_state_dict(other.state_dict(), assign=True)
+    step = decode._cpu_step(model, ours, shape)
+    assert step is not None
+    got, expected = step(*at), other(at[0], at[1], DecodeAttention(theirs, shape, *at[2:]))
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
