@@ -53,7 +53,7 @@ class Layer(nn.Module):
     def forward(self, x_TD: Tensor, cos_TR: Tensor, sin_TR: Tensor, attention: Attention) -> Tensor:
         """[T, D] -> [T, D]."""
         c = self.config
-        # contiguous: a step of decoding on CPU has its products transposed (fused.linear), and heads are read by rows
+        # contiguous: few rows on CPU have their products transposed (fused.linear), and heads are read by rows
         qkv_THH = _apply(self.qkv, self.attention_norm(x_TD)).contiguous().unflatten(-1, (-1, c.head_dim))
         q_TNH, k_TKH, v_TKH = qkv_THH.split([c.query_heads, c.key_value_heads, c.key_value_heads], dim=1)
         q_TNH, k_TKH = fused.rotary(self.q_norm(q_TNH), self.k_norm(k_TKH), cos_TR, sin_TR)

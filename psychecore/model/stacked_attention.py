@@ -21,7 +21,7 @@ SHORT = 1 << 15  # pairs of query and key up to which a segment is short; torch'
 # ... and up to which one with twice as many keys is (a completion after a shared prompt): torch gets a mask for it, and
 # skips nothing. 8 completions of 100 after a prompt of 600: forward and backward of the model 3.8 to 3.4 s.
 SHORT_AFTER_PROMPT = 1 << 17
-STACK = 1 << 16  # at most so many pairs in a stack: its scores stay in a core's cache
+STACK = 1 << 16  # at most so many pairs in a stack of several: their scores stay in a core's cache
 PADDING = 1.25  # a stack has at most so many pairs for one that counts
 
 

@@ -49,7 +49,7 @@ class CpuStep:
     """
 
     def __init__(self, model: Decoder, cache: KVCache, shape: Shape):
-        c, slots, like = model.config, shape.slots, cache.answer_LCBKSH
+        c, slots, like = model.config, shape.slots, cache.answer_L2BKSH
         self.model, self.shape = model, shape  # not the cache: it holds the step, and a cycle would keep both
         self.views = [(*read, store.view(-1, c.head_dim)) for read, store in zip(cache.views(shape), like, strict=True)]
         queries, heads, width = c.query_heads, c.key_value_heads, c.head_dim
@@ -127,10 +127,8 @@ class CpuStep:
         self.prompt_bias = length_bias(prompt_length_A, shape.prompt_span, self.x_DC.dtype)
         self.place_BE = self.store_BE + place_B[:, None]
         seats = shape.rows * shape.seats
-        slot_of_seat = seat_B.new_zeros(seats + 1).index_copy_(0, seat_B, self.slot_B)[
-            :seats
-        ]  # an empty one: any query
-        slot_A1G1 = slot_of_seat.view(shape.rows, 1, shape.seats, 1)
+        slot_of_seat = seat_B.new_zeros(seats + 1).index_copy_(0, seat_B, self.slot_B)  # of an empty one: any
+        slot_A1G1 = slot_of_seat[:seats].view(shape.rows, 1, shape.seats, 1)
         head_K11, sharing_R = self.head_K[:, None, None], self.sharing_R
         self.to_seat = (slot_A1G1 * self.row_BNH.shape[1] + head_K11 * sharing + sharing_R).flatten()
         seat_B11 = seat_B.clamp(max=seats - 1)[:, None, None]

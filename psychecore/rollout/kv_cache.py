@@ -47,24 +47,23 @@ class KVCache:
         device: torch.device,
     ):
         heads, width = config.key_value_heads, config.head_dim
-        self.sharing = config.query_heads // heads  # queries of each key/value head
         # zeros, not empty: a masked position still multiplies its value with 0, and 0 x NaN is NaN
         prompts = (config.layers, rows, heads, prompt_length, width)
         answers = (config.layers, 2, slots, heads, answer_length, width)
         self.prompt_k_LAKPH, self.prompt_v_LAKPH = (torch.zeros(prompts, dtype=dtype, device=device) for _ in range(2))
-        self.answer_LCBKSH = torch.zeros(answers, dtype=dtype, device=device)  # C: keys, values
+        self.answer_L2BKSH = torch.zeros(answers, dtype=dtype, device=device)  # 2: keys, values
         self.cpu_step: CpuStep | None = None  # of the last shape, with its buffers
         self._views: tuple[Shape | None, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = None, []
 
     @property
     def answer_k_LBKSH(self) -> Tensor:
         """The samples' keys."""
-        return self.answer_LCBKSH[:, 0]
+        return self.answer_L2BKSH[:, 0]
 
     @property
     def answer_v_LBKSH(self) -> Tensor:
         """The samples' values."""
-        return self.answer_LCBKSH[:, 1]
+        return self.answer_L2BKSH[:, 1]
 
     def views(self, shape: Shape) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """What a step of this shape reads in each layer: keys and values of samples, keys and values of prompts."""

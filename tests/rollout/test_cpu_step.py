@@ -28,7 +28,7 @@ def caches(model: Decoder, slots: int, rows: int) -> list[KVCache]:
     """Two caches with the same past."""
     made = [KVCache(model.config, rows + 1, 32, slots + 2, 64, model.dtype, model.device) for _ in range(2)]
     generator = torch.Generator().manual_seed(1)
-    for name in ("prompt_k_LAKPH", "prompt_v_LAKPH", "answer_LCBKSH"):
+    for name in ("prompt_k_LAKPH", "prompt_v_LAKPH", "answer_L2BKSH"):
         past = torch.randn(getattr(made[0], name).shape, generator=generator)
         for cache in made:
             getattr(cache, name).copy_(past)
@@ -61,9 +61,9 @@ def test_a_step_gives_what_the_models_own_layers_give(
         expected = model(token, length[0] + place, DecodeAttention(theirs, shape, place, seat, length))
         used = seat < 2 * seats
         assert (got - expected)[used].norm() < tolerance * expected[used].norm()
-        stored, right = (cache.answer_LCBKSH[:, :, :slots][:, :, used] for cache in (ours, theirs))
+        stored, right = (cache.answer_L2BKSH[:, :, :slots][:, :, used] for cache in (ours, theirs))
         assert (stored - right).norm() < tolerance * right.norm()
-        assert torch.equal(ours.answer_LCBKSH[:, :, slots:], theirs.answer_LCBKSH[:, :, slots:])
+        assert torch.equal(ours.answer_L2BKSH[:, :, slots:], theirs.answer_L2BKSH[:, :, slots:])
         place, token = place + 1, (token + 1) % 61
         for parameter in model.parameters():
             parameter.add_(0.01)
