@@ -1,8 +1,11 @@
 """Picks a Triton kernel or its torch reference; the only importer of kernels/.
 
 The kernels take CUDA tensors in bf16, fp16 or fp32; whatever else comes (CPU, float64, a machine without triton) goes
-through the references, which are the definition.
+through plain torch. The references beside the kernels are the definition, and what a compiler sees; elementwise.py has
+norm, rotary and SwiGLU with their backward written out.
 """
+
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +19,9 @@ from psychecore.kernels import rms_norm as _rms_norm
 from psychecore.kernels import rotary as _rotary
 from psychecore.kernels import swiglu as _swiglu
 from psychecore.kernels import token_logprobs as _token_logprobs
+from psychecore.model import elementwise as _elementwise
 
+Op = TypeVar("Op")
 FEW_ROWS = 64
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -31,28 +36,33 @@ def since_ampere(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def _pick(x: Tensor, kernel: Op, reference: Op, written_out: Op) -> Op:
+    if has_kernel(x):
+        return kernel
+    return reference if torch.compiler.is_compiling() else written_out
+
+
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Root-mean-square normalisation of the last dimension, times weight: [..., D] -> [..., D]."""
-    norm = _rms_norm.rms_norm if has_kernel(x) else _rms_norm.rms_norm_reference
-    return norm(x, weight_D, eps)
+    return _pick(x, _rms_norm.rms_norm, _rms_norm.rms_norm_reference, _elementwise.rms_norm)(x, weight_D, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(rms_norm(x + residual), x + residual), both [..., D]; on CUDA in one pass."""
-    norm = _rms_norm.add_rms_norm if has_kernel(x) else _rms_norm.add_rms_norm_reference
-    return norm(x, residual, weight_D, eps)
+    if has_kernel(x):
+        return _rms_norm.add_rms_norm(x, residual, weight_D, eps)
+    total = x + residual  # laid out as x, the product just made: on CPU the whole residual stream then is
+    return rms_norm(total, weight_D, eps), total
 
 
 def rotary(q_TNH: Tensor, k_TKH: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> tuple[Tensor, Tensor]:
     """Queries and keys turned by their positions' angles, whose cos and sin are [T, H / 2] in fp32."""
-    turn = _rotary.rotary if has_kernel(q_TNH) else _rotary.rotary_reference
-    return turn(q_TNH, k_TKH, cos_TR, sin_TR)
+    return _pick(q_TNH, _rotary.rotary, _rotary.rotary_reference, _elementwise.rotary)(q_TNH, k_TKH, cos_TR, sin_TR)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up of [..., 2F], gate before up: [..., F]."""
-    activate = _swiglu.swiglu if has_kernel(gate_up) else _swiglu.swiglu_reference
-    return activate(gate_up)
+    return _pick(gate_up, _swiglu.swiglu, _swiglu.swiglu_reference, _elementwise.swiglu)(gate_up)
 
 
 def cache_store(

@@ -28,6 +28,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from psychecore.durable import replace_folder, require_space
 from psychecore.model.config import ModelConfig
 from psychecore.model.decoder import Decoder
+from psychecore.model.host_memory import keep_freed_memory
 from psychecore.untrusted import read_json, within
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
@@ -59,12 +60,14 @@ def load_model(
     """Load a decoder from a local folder or a hub id, in `dtype`, on `device`.
 
     `shard` is called on the still empty model (meta device) and may turn parameters into FSDP2 shards; each rank then
-    reads only its rows. Raises FileNotFoundError, or ValueError naming file and tensor for what is missing,
-    unexpected, misshapen, truncated, or outside the folder.
+    reads only its rows. On CPU this process then keeps freed memory (host_memory.py). Raises FileNotFoundError, or
+    ValueError naming file and tensor for what is missing, unexpected, misshapen, truncated, or outside the folder.
     """
     folder = local_folder(source)
     config = ModelConfig.from_folder(folder)
     places = hf_places(config)
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     with ExitStack() as stack:
         tensors = _open_tensors(folder, stack)
         _check_tensors(folder, config, places, tensors)

@@ -119,49 +119,50 @@ class _StackedAttention(torch.autograd.Function):
                 enable_gqa=True,
             )
             out_TNH.index_copy_(0, stack.query_SQ.flatten(), out_SNQH.transpose(1, 2).flatten(0, 1))
-        out_TNH = out_TNH[:-1]
-        ctx.save_for_backward(q_TNH, k_TKH, v_TKH, out_TNH)
+        ctx.save_for_backward(q_TNH, k_TKH, v_TKH)
         ctx.stacks = stacks
-        return out_TNH
+        return out_TNH[:-1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TNH: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q_TNH, k_TKH, v_TKH, out_TNH = ctx.saved_tensors
-        heads, key_heads, width = q_TNH.shape[1], k_TKH.shape[1], q_TNH.shape[2]
-        q_XH, k_YH, v_YH, grad_XH = (_by_head(x) for x in (q_TNH, k_TKH, v_TKH, grad_TNH))
-        q_XH *= width**-0.5
-        delta_X1 = _by_head((grad_TNH.to(q_XH.dtype) * out_TNH).sum(-1, keepdim=True))
-        dq_XH, dk_YH, dv_YH = torch.zeros_like(q_XH), torch.zeros_like(k_YH), torch.zeros_like(v_YH)
+        q_TNH, k_TKH, v_TKH = ctx.saved_tensors
+        last, heads, key_heads, width = len(q_TNH) - 1, q_TNH.shape[1], k_TKH.shape[1], q_TNH.shape[2]
+        grad_TNH = torch.cat((grad_TNH, torch.zeros_like(grad_TNH[:1])))  # what is padded has a gradient of zero
+        dq_TNH = q_TNH.new_zeros(grad_TNH.shape)
+        dk_TKH, dv_TKH = (x.new_zeros(x.shape, dtype=_wide(x)) for x in (k_TKH, v_TKH))
         for stack in ctx.stacks:
-            size, queries, keys = len(stack.query_SQ), stack.query_SQ.shape[1], stack.key_SK.shape[1]
-            x_P, y_P = (
-                (torch.arange(n, device=q_XH.device)[:, None] * (len(q_TNH) + 1) + place[:, None]).flatten()
-                for n, place in ((heads, stack.query_SQ), (key_heads, stack.key_SK))
+            query_SQ, key_SK = stack.query_SQ, stack.key_SK.clamp(max=last)
+            queries, keys = query_SQ.shape[1], key_SK.shape[1]
+            q_BRH, grad_BRH = (
+                _by_key_head(x, place_SQ, key_heads)
+                for x, place_SQ in ((q_TNH, query_SQ.clamp(max=last)), (grad_TNH, query_SQ))
             )
-            # the queries that share a key/value head stand as rows R of one product
-            q_BRH, grad_BRH, delta_BR1 = (
-                x.index_select(0, x_P).view(size * key_heads, -1, x.shape[1]) for x in (q_XH, grad_XH, delta_X1)
-            )
-            k_BKH, v_BKH = (y.index_select(0, y_P).view(-1, keys, width) for y in (k_YH, v_YH))
+            k_BKH, v_BKH = (_by_key_head(x, key_SK, key_heads) for x in (k_TKH, v_TKH))
+            q_BRH *= width**-0.5
             p_BRK = q_BRH @ k_BKH.transpose(1, 2)
-            seen = causal_mask(queries, keys, x_P.device) if stack.seen_S1QK is None else stack.seen_S1QK
-            p_BRK = p_BRK.view(size, heads, queries, keys).masked_fill_(~seen, -torch.inf).softmax(-1).view_as(p_BRK)
-            slope_BRK = (grad_BRH @ v_BKH.transpose(1, 2)).sub_(delta_BR1).mul_(p_BRK)
-            dq_XH.index_copy_(0, x_P, (slope_BRK @ k_BKH).view(-1, width))
-            dk_YH.index_add_(0, y_P, (slope_BRK.transpose(1, 2) @ q_BRH).view(-1, width))  # a shared key's is the sum
-            dv_YH.index_add_(0, y_P, (p_BRK.transpose(1, 2) @ grad_BRH).view(-1, width))
-        dq_XH *= width**-0.5
-        dq_TNH, dk_TKH, dv_TKH = (
-            x.view(n, -1, width)[:, :-1].transpose(0, 1).to(grad_TNH.dtype, memory_format=torch.contiguous_format)
-            for x, n in ((dq_XH, heads), (dk_YH, key_heads), (dv_YH, key_heads))
-        )
-        return dq_TNH, dk_TKH, dv_TKH, None
+            seen = causal_mask(queries, keys, q_TNH.device) if stack.seen_S1QK is None else stack.seen_S1QK
+            p_BRK = p_BRK.view(-1, heads, queries, keys).masked_fill_(~seen, -torch.inf).softmax(-1).view_as(p_BRK)
+            slope_BRK = torch._softmax_backward_data(grad_BRH @ v_BKH.transpose(1, 2), p_BRK, -1, p_BRK.dtype)
+            dq_BRH = (slope_BRK @ k_BKH).mul_(width**-0.5)
+            dq_TNH.index_copy_(0, query_SQ.flatten(), _by_token(dq_BRH, query_SQ, heads).to(dq_TNH.dtype))
+            # a shared key's gradient is the sum
+            dk_TKH.index_add_(0, key_SK.flatten(), _by_token(slope_BRK.transpose(1, 2) @ q_BRH, key_SK, key_heads))
+            dv_TKH.index_add_(0, key_SK.flatten(), _by_token(p_BRK.transpose(1, 2) @ grad_BRH, key_SK, key_heads))
+        return dq_TNH[:-1], dk_TKH.to(k_TKH.dtype), dv_TKH.to(v_TKH.dtype), None
 
 
-def _by_head(x_TNH: Tensor) -> Tensor:
-    """[N * (T + 1), H] in fp32 or wider, head after head, each with a row of zeros at its end, for what is padded."""
-    tokens, heads, width = x_TNH.shape
-    out_NTH = x_TNH.new_zeros(heads, tokens + 1, width, dtype=torch.promote_types(x_TNH.dtype, torch.float32))
-    out_NTH[:, :-1] = x_TNH.transpose(0, 1)
-    return out_NTH.view(-1, width)
+def _by_key_head(x_TNH: Tensor, place_SQ: Tensor, key_heads: int) -> Tensor:
+    """A stack's rows in fp32 or wider, [S * K, N / K * Q, H]: queries that share a key/value head are one matrix."""
+    x_SQKRH = x_TNH.index_select(0, place_SQ.flatten()).unflatten(0, place_SQ.shape).unflatten(2, (key_heads, -1))
+    x_SKRQH = x_SQKRH.permute(0, 2, 3, 1, 4).to(_wide(x_TNH), memory_format=torch.contiguous_format)
+    return x_SKRQH.flatten(0, 1).flatten(1, 2)
+
+
+def _by_token(x_BRH: Tensor, place_SQ: Tensor, heads: int) -> Tensor:
+    """[S * K, N / K * Q, H] to [S * Q, N, H]."""
+    return x_BRH.view(len(place_SQ), heads, -1, x_BRH.shape[2]).transpose(1, 2).flatten(0, 1)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

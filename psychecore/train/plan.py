@@ -102,19 +102,18 @@ def saved_by_layer(plan: Plan) -> float:
     c, b, batch = plan.model, plan.compute.itemsize, plan.micro_batch
     tokens, heads, sharing = batch.tokens, c.query_heads * c.head_dim, c.key_value_heads * c.head_dim
     norms = 2 * tokens * _saved_by_norm(c.width, b)
-    if c.qk_norm:  # in fp32 a norm reads the fused projection itself, not a copy
-        row = _saved_by_norm(c.head_dim, b, scaled=False) - (4 * c.head_dim if b == 4 else 0)
-        norms += tokens * row * (c.query_heads + c.key_value_heads)
+    if c.qk_norm:  # its input is a view of the fused projection, which then is kept
+        norms += 4 * tokens * (c.query_heads + c.key_value_heads)
     stacked = batch.stacked and not plan.flash
     keys = 0 if stacked else batch.keys
     # rotated queries; keys and values gathered, or rotated keys, and values that are a view of the fused projection
     inputs = tokens * heads + (2 * keys if keys else tokens) * sharing
-    if not keys or (c.qk_norm and b == 4):
+    if not keys or c.qk_norm:
         inputs += tokens * (heads + 2 * sharing)
     attention = b * inputs + (1 if plan.flash or stacked else 2) * b * tokens * heads
     if not stacked:
         attention += 4 * tokens * c.query_heads + (0 if plan.flash else b * batch.mask)
-    feed_forward = b * tokens * 4 * c.feed_forward_width  # gate and up, silu(gate), their product
+    feed_forward = b * tokens * 3 * c.feed_forward_width  # gate and up, silu(gate) times up
     return norms + attention + feed_forward
 
 
@@ -240,8 +239,8 @@ def _reference(plan: Plan, updating: bool) -> float:
 
 
 def _saved_by_norm(width: int, b: int, scaled: bool = True) -> float:
-    """Of one row: its input in fp32, the normalised row, 1 / rms, and the scaled row where a projection reads it."""
-    return 4 * width + b * width + 4 + (b * width if scaled else 0)
+    """Of one row: its input, 1 / rms in fp32, and the scaled row where a projection reads it."""
+    return b * width + 4 + (b * width if scaled else 0)
 
 
 def _tail(plan: Plan) -> float:
@@ -254,14 +253,15 @@ def _tail(plan: Plan) -> float:
 def _layer_forward(plan: Plan, tokens: int) -> float:
     """The most that a forward pass of one layer without gradient holds at a time."""
     c, b = plan.model, plan.compute.itemsize
-    return tokens * max(b * (4 * c.feed_forward_width + 2 * c.width), (2 * b + 12) * c.width)
+    narrow = b if b < 4 else 0  # the normalised row before it is scaled
+    return tokens * max(b * (3 * c.feed_forward_width + 2 * c.width), (4 * b + 4 + narrow) * c.width)
 
 
 def _layer_backward(plan: Plan) -> float:
-    """What a layer's backward pass holds beyond what forward kept: gradients of silu and up, or of `down`'s weight."""
+    """What a layer's backward pass holds beyond what forward kept: SwiGLU's gradients, or that of `down`'s weight."""
     c, b, tokens = plan.model, plan.compute.itemsize, plan.micro_batch.tokens
     wide = b * tokens * c.feed_forward_width
-    return 2 * b * tokens * c.width + max(2 * wide, wide + b * c.feed_forward_width * c.width)
+    return 2 * b * tokens * c.width + max(3 * wide, wide + b * c.feed_forward_width * c.width)
 
 
 def _head_forward(rows: int, config: ModelConfig, b: int) -> float:

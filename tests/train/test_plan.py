@@ -163,10 +163,11 @@ def test_each_moment_of_an_update_is_planned(
     assert measured["update"]["live"] == pytest.approx(total(kinds), rel=0.10)
 
 
-def test_a_reference_pass_over_wide_layers_and_a_decoding_step_over_many_words_are_planned() -> None:
+def test_a_reference_pass_a_prefill_and_a_decoding_step_over_many_words_are_planned() -> None:
     sizes = {"prompts": 2, "prompt": 40, "samples": 4, "answer": 32, "slots": 16}
     for shape, peaks in (
-        ({"vocab_size": 64, "width": 32, "feed_forward_width": 1024}, ("reference forward", "prefill")),
+        ({"vocab_size": 64, "width": 32, "feed_forward_width": 1024}, ("layer backward", "prefill")),
+        ({"vocab_size": 64, "width": 256, "feed_forward_width": 32}, ("reference forward", "prefill")),
         ({"vocab_size": 24_000, "width": 16, "feed_forward_width": 32}, ("head backward", "decoding")),
     ):
         job = {"recipe": "grpo", "dtype": "float32", "model": SMALL | shape, "reference": True}
