@@ -41,7 +41,7 @@ faults: $(VENV)/.installed-test ## kill -9 at 100 random moments, and every othe
 	KILLS=100 $(RUN) -m pytest tests/faults -m 'slow or not slow' --durations=5 -s
 
 # trl, transformers and llama-cpp-python are peers, never dependencies: a venv of their own (llama.cpp compiles in it)
-bench: $(BENCH_VENV)/.installed ## measure rollouts, GRPO and SFT steps, the loss; ends with the table (COUNSEL_CHAT=FILE for SFT)
+bench: $(BENCH_VENV)/.installed ## measure rollouts, GRPO and SFT steps, the loss; ends with the table, which it puts into README (COUNSEL_CHAT=FILE for SFT)
 	$(BENCH) recipes/demo_model.py
 	$(BENCH) benchmarks/rollouts.py
 	$(BENCH) benchmarks/shared_prompt.py

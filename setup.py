@@ -1,4 +1,4 @@
-"""Packaging. kernels/ stands at the top of the tree but installs as psychecore.kernels; see ARCHITECTURE.
+"""Packaging. kernels/ stands at the top of the tree but installs as psychecore.kernels (README, Layout).
 
 A distribution named `kernels` exists, so a top-level module of that name would be someone else's for somebody.
 Ranges are what the code needs; constraints.txt holds the versions that it is tested with.

@@ -48,14 +48,14 @@ def rows() -> Iterator[tuple[str, str, str]]:
         if case := cases.get(name):
             more = f"; occupancy {case['occupancy_while_work_waits']:.1%}" if name == "tail" else ""
             more += f"; {case['share_of_roof']:.0%} of the roof" if "share_of_roof" in case else ""
-            yield what, target, f"{_times(case)} ({case['median']['psychecore']:.0f} tok/s){more}"
+            yield what, target, f"{_times(case)} (psychecore {case['median']['psychecore']:.0f} tok/s){more}"
     for name, what, target in (
         ("grpo_step", "GRPO step, 4 x 8 samples of 128 tokens", "4x TRL at half its memory"),
         ("sft_step", "SFT on counsel_chat", "4x TRL at half its memory, 1.3x transformers"),
     ):
         if row := _read(name):
             memory = ", ".join(f"{share:.2f} of {peer}'s memory" for peer, share in row["memory_share"].items())
-            yield what, target, f"{_times(row)} ({row['rates']['psychecore']:.0f} tok/s); {memory}"
+            yield what, target, f"{_times(row)} (psychecore {row['rates']['psychecore']:.0f} tok/s); {memory}"
     if row := _read("shared_prompt"):
         gap = f"largest gradient difference {row['largest_gradient_difference']:.0e} of the largest entry"
         yield "update, a prompt of 600 tokens, 8 completions of 100", "3x unshared", f"{_times(row)}; {gap}"

@@ -156,18 +156,36 @@ class PackedAttention:
         return fused.flash_attention(*arguments)
 
     def _torch(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
-        short = list(map(is_short, self.q_lengths, self.k_lengths))
-        out_TNH = stacked_attention(q_TNH, k_TKH, v_TKH, self._stacks) if any(short) else q_TNH  # all of it replaced
-        if all(short):
-            return out_TNH
+        if not self._long:
+            return stacked_attention(q_TNH, k_TKH, v_TKH, self._stacks)
+        some_short = len(self._long) < len(self.q_lengths)
+        out_TNH = stacked_attention(q_TNH, k_TKH, v_TKH, self._stacks) if some_short else q_TNH  # all of it replaced
         # split, not slices: the backward of a slice fills a zero tensor of full size, once per segment
         outs, queries = list(out_TNH.split(self.q_lengths)), q_TNH.split(self.q_lengths)
-        if self.key_index_I is not None:
-            k_TKH, v_TKH = k_TKH[self.key_index_I], v_TKH[self.key_index_I]
-        for s, pair in enumerate(zip(k_TKH.split(self.k_lengths), v_TKH.split(self.k_lengths), strict=True)):
-            if not short[s]:
-                outs[s] = self._segment(queries[s], *pair)
+        if self._long_key_index_J is not None:
+            k_TKH, v_TKH = (x.index_select(0, self._long_key_index_J) for x in (k_TKH, v_TKH))
+            lengths = [self.k_lengths[s] for s in self._long]
+            pairs = list(zip(k_TKH.split(lengths), v_TKH.split(lengths), strict=True))
+        else:
+            every = list(zip(k_TKH.split(self.k_lengths), v_TKH.split(self.k_lengths), strict=True))
+            pairs = [every[s] for s in self._long]
+        for s, pair in zip(self._long, pairs, strict=True):
+            outs[s] = self._segment(queries[s], *pair)
         return torch.cat(outs)
+
+    @functools.cached_property
+    def _long(self) -> list[int]:
+        """Segments that torch's own kernel serves, one by one."""
+        lengths = zip(self.q_lengths, self.k_lengths, strict=True)
+        return [s for s, (queries, keys) in enumerate(lengths) if not is_short(queries, keys)]
+
+    @functools.cached_property
+    def _long_key_index_J(self) -> Tensor | None:
+        """The keys of these, end to end: a gather of all segments' keys would cost more than their attention."""
+        if self.key_index_I is None:
+            return None
+        places = self.key_index_I.split(self.k_lengths)
+        return torch.cat([places[s] for s in self._long])
 
     @functools.cached_property
     def _stacks(self) -> list[Stack]:
