@@ -162,15 +162,14 @@ class PackedAttention:
         out_TNH = stacked_attention(q_TNH, k_TKH, v_TKH, self._stacks) if some_short else q_TNH  # all of it replaced
         # split, not slices: the backward of a slice fills a zero tensor of full size, once per segment
         outs, queries = list(out_TNH.split(self.q_lengths)), q_TNH.split(self.q_lengths)
+        gathered: Sequence[int] = range(len(self.q_lengths))
         if self._long_key_index_J is not None:
+            gathered = self._long
             k_TKH, v_TKH = (x.index_select(0, self._long_key_index_J) for x in (k_TKH, v_TKH))
-            lengths = [self.k_lengths[s] for s in self._long]
-            pairs = list(zip(k_TKH.split(lengths), v_TKH.split(lengths), strict=True))
-        else:
-            every = list(zip(k_TKH.split(self.k_lengths), v_TKH.split(self.k_lengths), strict=True))
-            pairs = [every[s] for s in self._long]
-        for s, pair in zip(self._long, pairs, strict=True):
-            outs[s] = self._segment(queries[s], *pair)
+        lengths = [self.k_lengths[s] for s in gathered]
+        pairs = dict(zip(gathered, zip(k_TKH.split(lengths), v_TKH.split(lengths), strict=True), strict=True))
+        for s in self._long:
+            outs[s] = self._segment(queries[s], *pairs[s])
         return torch.cat(outs)
 
     @functools.cached_property

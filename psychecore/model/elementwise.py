@@ -59,23 +59,28 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_TNH: Tensor, k_TKH: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos_TR, sin_TR)
-        return _turn(q_TNH, cos_TR, sin_TR), _turn(k_TKH, cos_TR, sin_TR)
+        return _turn(q_TNH, k_TKH, cos_TR, sin_TR)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_q_TNH: Tensor, grad_k_TKH: Tensor) -> tuple[Tensor, Tensor, None, None]:
         cos_TR, sin_TR = ctx.saved_tensors
-        return _turn(grad_q_TNH, cos_TR, -sin_TR), _turn(grad_k_TKH, cos_TR, -sin_TR), None, None
+        return *_turn(grad_q_TNH, grad_k_TKH, cos_TR, -sin_TR), None, None
 
 
-def _turn(x_TNH: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+def _turn(q_TNH: Tensor, k_TKH: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> tuple[Tensor, Tensor]:
     """(a, b) to (a cos - b sin, b cos + a sin), a and b the halves of a head."""
-    wide = x_TNH.to(torch.promote_types(x_TNH.dtype, cos_TR.dtype))
-    turned = wide * torch.cat((cos_TR, cos_TR), -1)[:, None]
-    (a_TNR, b_TNR), (turned_a_TNR, turned_b_TNR) = wide.chunk(2, -1), turned.chunk(2, -1)
-    turned_a_TNR.addcmul_(b_TNR, sin_TR[:, None], value=-1)
-    turned_b_TNR.addcmul_(a_TNR, sin_TR[:, None])
-    return turned.to(x_TNH.dtype)
+    cos_T1H, sin_T1R = torch.cat((cos_TR, cos_TR), -1)[:, None], sin_TR[:, None]
+
+    def turn(x_TNH: Tensor) -> Tensor:
+        wide = x_TNH.to(torch.promote_types(x_TNH.dtype, cos_TR.dtype))
+        turned = wide * cos_T1H
+        (a_TNR, b_TNR), (turned_a_TNR, turned_b_TNR) = wide.chunk(2, -1), turned.chunk(2, -1)
+        turned_a_TNR.addcmul_(b_TNR, sin_T1R, value=-1)
+        turned_b_TNR.addcmul_(a_TNR, sin_T1R)
+        return turned.to(x_TNH.dtype)
+
+    return turn(q_TNH), turn(k_TKH)
 
 
 class _SwiGLU(torch.autograd.Function):

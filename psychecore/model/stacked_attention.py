@@ -29,9 +29,9 @@ PADDING = 1.25  # a stack has at most so many pairs for one that counts
 class Stack:
     """S segments padded to Q queries and K keys.
 
-    query_SQ, key_SK: places among the T tokens, T where padded. seen_S1QK: bool, the causal mask, bottom-right; None
-    for one square segment, which is causal by itself. Padded queries see every key, so that no row is empty; padded
-    keys are seen by padded queries only.
+    query_SQ, key_SK: places among the T tokens; where padded T for a query, any for a key. seen_S1QK: bool, the causal
+    mask, bottom-right; None for one square segment, which is causal by itself. Padded queries see every key, so that no
+    row is empty; padded keys are seen by padded queries only.
     """
 
     query_SQ: Tensor
@@ -79,7 +79,7 @@ def _stack(members: list[tuple[Tensor, Tensor]], tokens: int) -> Stack:
         seen_11QK = None if square else causal_mask(len(query_Q), len(key_K), device)[None, None]
         return Stack(query_Q[None], key_K[None], seen_11QK)
     query_SQ = pad_sequence([query_Q for query_Q, _ in members], batch_first=True, padding_value=tokens)
-    key_SK = pad_sequence([key_K for _, key_K in members], batch_first=True, padding_value=tokens)
+    key_SK = pad_sequence([key_K for _, key_K in members], batch_first=True)
     seen_SQK = torch.ones(*query_SQ.shape, key_SK.shape[1], dtype=torch.bool, device=device)
     for seen_QK, (query_Q, key_K) in zip(seen_SQK, members, strict=True):
         q, k = len(query_Q), len(key_K)
@@ -105,7 +105,7 @@ class _StackedAttention(torch.autograd.Function):
         last = len(q_TNH) - 1
         out_TNH = q_TNH.new_zeros(last + 2, *q_TNH.shape[1:])  # what is padded is written to a row behind the last
         for stack in stacks:
-            query_SQ, key_SK = stack.query_SQ.clamp(max=last), stack.key_SK.clamp(max=last)
+            query_SQ, key_SK = stack.query_SQ.clamp(max=last), stack.key_SK
             q_SNQH, k_SKKH, v_SKKH = (
                 x.index_select(0, place.flatten()).unflatten(0, place.shape).transpose(1, 2)
                 for x, place in ((q_TNH, query_SQ), (k_TKH, key_SK), (v_TKH, key_SK))
@@ -132,7 +132,7 @@ class _StackedAttention(torch.autograd.Function):
         dq_TNH = q_TNH.new_zeros(grad_TNH.shape)
         dk_TKH, dv_TKH = (x.new_zeros(x.shape, dtype=_wide(x)) for x in (k_TKH, v_TKH))
         for stack in ctx.stacks:
-            query_SQ, key_SK = stack.query_SQ, stack.key_SK.clamp(max=last)
+            query_SQ, key_SK = stack.query_SQ, stack.key_SK
             queries, keys = query_SQ.shape[1], key_SK.shape[1]
             q_BRH, grad_BRH = (
                 _by_key_head(x, place_SQ, key_heads)
