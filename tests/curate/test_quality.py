@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from growth import growth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -276,12 +276,4 @@ def test_a_verdict_cut_anywhere_gives_the_same_scores_or_none(reply: str, data: 
      "key:4,", "心理学", "<think>"],
 )  # fmt: skip
 def test_time_is_linear_in_the_reply(piece: str) -> None:
-    def seconds(length: int) -> float:
-        reply = (piece * length)[:length]
-        begun = time.process_time()
-        parse_verdict(reply)
-        return time.process_time() - begun
-
-    long, short = (min(seconds(length) for _ in range(4)) for length in (MAX_REPLY, MAX_REPLY // 8))
-    assert long < 0.1 + 30 * short  # 8 times the length; quadratic is 64
-    assert long < 2
+    assert growth(lambda length: parse_verdict((piece * length)[:length]), MAX_REPLY // 8, 8) < 24  # quadratic is 64

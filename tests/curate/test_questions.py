@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from growth import growth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_replies import EN, PASSAGES, REPLIES, ZH, Expected
@@ -342,16 +342,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_time_is_linear_in_the_reply(piece: str) -> None:
-    def seconds(length: int) -> float:
-        reply = (piece * length)[:length]
-        begun = time.process_time()
-        ask(reply)
-        return time.process_time() - begun
-
-    long = min(seconds(MAX_REPLY) for _ in range(4))
-    short = min(seconds(MAX_REPLY // 8) for _ in range(2))
-    assert long < 0.25 + 20 * short  # 8 times the length; quadratic is 64
-    assert long < 3
+    assert growth(lambda length: ask((piece * length)[:length]), MAX_REPLY // 8, 8) < 24  # quadratic is 64
 
 
 def test_objects_are_read_as_json_reads_them_where_json_can() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from growth import growth
 
 from psychecore.curate.risk import find_risk
 from psychecore.curate.risk_reply import names_help, plays_down, reply_fault
@@ -284,11 +285,10 @@ def test_playing_down_is_found_and_help_beside_it_does_not_excuse_it(reply: str)
 
 
 def test_a_long_text_is_searched_in_linear_time() -> None:
-    import time
+    def work(n: int) -> None:
+        assert find_risk("I am not ready to talk about my friend who was there when 我打了个电话给他 " * n) is None
+        assert find_risk("never thought about suicide and " * 2 * n) is None
+        names_help("call tell talk doctor " * 5 * n)
+        plays_down("not really that so such " * 5 * n)
 
-    started = time.perf_counter()
-    assert find_risk("I am not ready to talk about my friend who was there when 我打了个电话给他 " * 4000) is None
-    assert find_risk("never thought about suicide and " * 10_000) is None
-    names_help("call tell talk doctor " * 20_000)
-    plays_down("not really that so such " * 20_000)
-    assert time.perf_counter() - started < 20
+    assert growth(work, 250, 8) < 24  # quadratic is 64

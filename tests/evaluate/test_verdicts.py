@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
+from growth import growth
 
 from psychecore.curate.prompts import load_prompts
 from psychecore.evaluate.verdicts import RUBRICS, parse_preference, parse_scores
@@ -156,8 +156,9 @@ def test_a_score_in_an_object_is_on_the_scale_that_the_object_names(value: str, 
 
 
 def test_no_reply_takes_long_to_read() -> None:
-    start = time.perf_counter()
-    for filler in ("-", " ", "|", "no ", "or ", "*", "verdict:", "A, ", "1 - "):
-        parse_preference("verdict: A " + filler * 20_000)
-        parse_scores("safety: 1 " + filler * 20_000, SAFETY)
-    assert time.perf_counter() - start < 5
+    def work(n: int) -> None:
+        for filler in ("-", " ", "|", "no ", "or ", "*", "verdict:", "A, ", "1 - "):
+            parse_preference("verdict: A " + filler * n)
+            parse_scores("safety: 1 " + filler * n, SAFETY)
+
+    assert growth(work, 2_500, 8) < 24  # quadratic is 64

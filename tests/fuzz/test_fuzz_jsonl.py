@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attempt import attempt
+from growth import growth
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -176,18 +176,14 @@ def test_a_line_without_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_time_to_read_is_linear_in_the_file(tmp_path: Path) -> None:
-    def seconds(n: int) -> float:
+    def file(n: int) -> Path:
         path = tmp_path / f"{n}.jsonl"
         long = GOOD["questions"].replace("Both fit.", r"\ud83d\ude00 \"" * n)
         path.write_text("\n".join([long, *(GOOD["questions"].replace("q1", f"r{i}") for i in range(n // 10))]))
-        best = float("inf")
-        for _ in range(3):
-            start = time.process_time()
-            read_questions(path)
-            best = min(best, time.process_time() - start)
-        return best
+        return path
 
-    assert seconds(40_000) < 12 * seconds(10_000)
+    files = {n: file(n) for n in (5_000, 40_000)}
+    assert growth(lambda n: read_questions(files[n]), 5_000, 8) < 24  # quadratic is 64
 
 
 def test_an_absent_file_is_not_found(tmp_path: Path) -> None:
