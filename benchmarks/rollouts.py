@@ -3,36 +3,61 @@
     .venv-bench/bin/python benchmarks/rollouts.py                 # all cases, about 15 minutes on 2 cores
     .venv-bench/bin/python benchmarks/rollouts.py --cases one     # one, group32, group64, shared600, tail, growth
 
-Each contestant samples at temperature 1 without filters; "llama.cpp greedy" takes the likeliest token, which costs it
-no sampling. transformers gets its best: one static batch, left-padded, without a stop token where all samples have the
-same length; in the long-tailed case static batches of as many sequences as the sampler has slots, each as long as its
-longest member. llama.cpp, where llama-cpp-python is installed and the dtype is bf16, shares a group's prompt as we do.
+Each contestant is a process of its own, with its own malloc, and they take turns. Each samples at temperature 1
+without filters; "llama.cpp greedy" takes the likeliest token, which costs it no sampling. transformers gets its best:
+one static batch, left-padded, without a stop token where all samples have the same length; in the long-tailed case
+static batches of as many sequences as the sampler has slots, each as long as its longest member. llama.cpp, where
+llama-cpp-python is installed and the dtype is bf16, shares a group's prompt as we do.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import importlib.util
+import multiprocessing
 import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple
 
 import torch
 from measure import MODEL, before, race, roof, save, summary
-from transformers import AutoModelForCausalLM, GenerationConfig
 
 import psychecore as pc
 from psychecore.rollout.engine import Engine, Sample
 from psychecore.runtime import fast_dtype
 
-# prompts, samples of each, prompt tokens, new tokens, rounds
+
+class Case(NamedTuple):
+    """Prompts of one length, samples of each, tokens to sample for every one."""
+
+    prompts: int
+    samples: int
+    length: int
+    new: int
+    rounds: int
+
+    @property
+    def total(self) -> int:
+        """Sequences."""
+        return self.prompts * self.samples
+
+    @property
+    def ids(self) -> list[list[int]]:
+        """Random tokens: what they are changes no time, and no prompt shares a beginning with another."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(100, 40_000, (self.prompts, self.length), generator=generator).tolist()
+
+
 CASES = {
-    "one": (1, 1, 100, 64, 3),
-    "group32": (4, 8, 100, 128, 3),
-    "group64": (8, 8, 100, 128, 2),
-    "shared600": (4, 8, 600, 32, 3),
+    "one": Case(1, 1, 100, 64, 7),
+    "group32": Case(4, 8, 100, 128, 3),
+    "group64": Case(8, 8, 100, 128, 2),
+    "shared600": Case(4, 8, 600, 32, 3),
 }
-TAIL_SLOTS = 48
+TAIL, TAIL_SLOTS = Case(16, 8, 100, 512, 1), 48  # lengths follow a long tail from 16 to 512 tokens
 GROWTH = (1, 2, 4, 8, 16)  # prompts of 8 samples, 64 tokens each, on 32 slots
 ALL = (*CASES, "tail", "growth")
 
@@ -44,69 +69,132 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
     options = parser.parse_args()
     dtype = fast_dtype(torch.device("cpu")) if options.dtype == "auto" else getattr(torch, options.dtype)
-    model, tokenizer = pc.load_model(MODEL, dtype), pc.load_tokenizer(MODEL)
-    peer = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype)  # a folder of ours, not a hub id # nosec
-    limits = roof(dtype)
-    weights = model.config.parameters * dtype.itemsize
     results: dict[str, Any] = before("rollouts", options.cases)
-    shared = {"dtype": str(dtype), "unit": "new tokens / s, prefill included", "roof": limits, "cases": results}
-    for name in options.cases:
-        print(f"{name}:", flush=True)
-        if name in ("tail", "growth"):
-            results[name] = tail(model, tokenizer, peer) if name == "tail" else growth(model, tokenizer)
-            save("rollouts", shared)
-            continue
-        prompts, samples, length, new, rounds = CASES[name]
-        ids = prompt_ids(prompts, length)
-        results[name] = summary(race(contestants(model, tokenizer, peer, ids, samples, new), rounds), "psychecore")
-        steps = new * weights / limits["bytes_per_s"]  # every step reads every weight once
-        flops = 2 * model.config.parameters * prompts * samples * new / limits["flops"]
-        results[name]["share_of_roof"] = round(
-            results[name]["median"]["psychecore"] * max(steps, flops) / (prompts * samples * new), 3
-        )
-        print(f"  {results[name]['times_faster']}, {results[name]['share_of_roof']:.0%} of the roof", flush=True)
-        save("rollouts", shared)  # after each case: what is measured stays
+    shared = {"dtype": str(dtype), "unit": "new tokens / s, prefill included", "cases": results}
+    with contextlib.closing(Lanes(dtype)) as lanes:
+        for name in options.cases:
+            print(f"{name}:", flush=True)
+            if name == "growth":
+                results[name] = lanes.run("psychecore", growth)
+            elif name == "tail":
+                results[name] = tail(lanes)
+            else:
+                results[name] = one_length(lanes, CASES[name])
+            print(f"  { {k: v for k, v in results[name].items() if k not in ('rates', 'rows')} }", flush=True)
+            save("rollouts", shared)  # after each case: what is measured stays
 
 
-def prompt_ids(prompts: int, length: int) -> list[list[int]]:
-    """Random tokens: what they are changes no time, and no prompt shares a beginning with another."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(100, 40_000, (prompts, length), generator=generator).tolist()
+class Lanes:
+    """A process for each contestant, which keeps its model; a contestant's turn runs in its process."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+        self.context = multiprocessing.get_context("spawn")
+        self.pools: dict[str, ProcessPoolExecutor] = {}
+
+    def run(self, who: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        """`work(dtype, *arguments)` in the process of `who`."""
+        if who not in self.pools:
+            self.pools[who] = ProcessPoolExecutor(1, self.context)
+        return self.pools[who].submit(work, self.dtype, *arguments).result()
+
+    def turn(self, who: str, work: Callable[..., Any], *arguments: Any) -> Callable[[], float]:
+        """The same, for a race."""
+        return lambda: self.run(who, work, *arguments)
+
+    def close(self) -> None:
+        """End the processes."""
+        for pool in self.pools.values():
+            pool.shutdown()
 
 
-def contestants(
-    model: pc.Decoder, tokenizer: pc.Tokenizer, peer: Any, ids: list[list[int]], samples: int, new: int
-) -> dict[str, Callable[[], float]]:
-    """Functions that sample `new` tokens for every prompt and sample and return tokens per second."""
-    total = len(ids) * samples
-    sampler = pc.Sampler(model, tokenizer, max_slots=total)
-    params = pc.SamplingParams(max_new_tokens=new, ignore_stop=True)
-
-    def timed(work: Callable[[], Any]) -> Callable[[], float]:
-        def run() -> float:
-            start = time.perf_counter()
-            work()
-            return total * new / (time.perf_counter() - start)
-
-        return run
-
-    found = {
-        "psychecore": timed(lambda: sampler.generate(ids, params, samples)),
-        "transformers": timed(lambda: transformers_generate(peer, [r for r in ids for _ in range(samples)], new)),
+def one_length(lanes: Lanes, case: Case) -> dict[str, Any]:
+    """All contestants on one case, and how near the sampler comes to what the machine could do."""
+    turns = {
+        "psychecore": lanes.turn("psychecore", ours, case),
+        "transformers": lanes.turn("transformers", theirs, case),
     }
-    if model.dtype == torch.bfloat16 and importlib.util.find_spec("llama_cpp"):
-        from llama_cpp_peer import LlamaCpp
+    if lanes.dtype == torch.bfloat16 and importlib.util.find_spec("llama_cpp"):
+        turns["llama.cpp"] = lanes.turn("llama.cpp", llama_cpp, case, 1.0)
+        if case.total <= 32:
+            turns["llama.cpp greedy"] = lanes.turn("llama.cpp", llama_cpp, case, 0.0)
+    result, limits = summary(race(turns, case.rounds), "psychecore"), roof(lanes.dtype)
+    parameters = pc.ModelConfig.from_folder(MODEL).parameters
+    steps = case.new * parameters * lanes.dtype.itemsize / limits["bytes_per_s"]  # each step reads every weight once
+    flops = 2 * parameters * case.total * case.new / limits["flops"]
+    rate = result["median"]["psychecore"]
+    share = rate * max(steps, flops) / (case.total * case.new)
+    return result | {"roof": limits, "share_of_roof": round(share, 3)}
 
-        llama = LlamaCpp(total, len(ids[0]) + new, torch.get_num_threads())
-        found["llama.cpp"] = timed(lambda: llama.generate(ids, samples, new))
-        if total <= 32:
-            found["llama.cpp greedy"] = timed(lambda: llama.generate(ids, samples, new, temperature=0))
-    return found
+
+def tail(lanes: Lanes) -> dict[str, Any]:
+    """Continuous against static batches, and how full the slots were."""
+    turns = {who: lanes.turn(who, work) for who, work in (("psychecore", ours_tail), ("transformers", theirs_tail))}
+    result = summary(race(turns, TAIL.rounds), "psychecore")
+    return result | {"occupancy_while_work_waits": round(lanes.run("psychecore", occupancy), 3)}
+
+
+# What follows runs in a contestant's own process.
+
+
+@functools.cache
+def our_model(dtype: torch.dtype) -> tuple[pc.Decoder, pc.Tokenizer]:
+    """Loaded once."""
+    return pc.load_model(MODEL, dtype), pc.load_tokenizer(MODEL)
+
+
+@functools.cache
+def their_model(dtype: torch.dtype) -> Any:
+    """Loaded once."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype)  # a folder of ours, not a hub id # nosec
+
+
+@functools.lru_cache(1)
+def our_sampler(dtype: torch.dtype, slots: int) -> pc.Sampler:
+    """A sampler, kept as long as the case has turns."""
+    return pc.Sampler(*our_model(dtype), max_slots=slots)
+
+
+@functools.lru_cache(1)
+def llama(total: int, length: int) -> Any:
+    """A context, kept as long as the case has turns."""
+    from llama_cpp_peer import LlamaCpp
+
+    return LlamaCpp(total, length, torch.get_num_threads())
+
+
+def ours(dtype: torch.dtype, case: Case) -> float:
+    """Tokens a second of the sampler."""
+    sampler, ids = our_sampler(dtype, case.total), case.ids
+    params = pc.SamplingParams(max_new_tokens=case.new, ignore_stop=True)
+    start = time.perf_counter()
+    sampler.generate(ids, params, case.samples)
+    return case.total * case.new / (time.perf_counter() - start)
+
+
+def theirs(dtype: torch.dtype, case: Case) -> float:
+    """Tokens a second of transformers' generate."""
+    peer, rows = their_model(dtype), [row for row in case.ids for _ in range(case.samples)]
+    start = time.perf_counter()
+    transformers_generate(peer, rows, case.new)
+    return case.total * case.new / (time.perf_counter() - start)
+
+
+def llama_cpp(dtype: torch.dtype, case: Case, temperature: float) -> float:
+    """Tokens a second of llama.cpp."""
+    peer, ids = llama(case.total, case.length + case.new), case.ids
+    start = time.perf_counter()
+    peer.generate(ids, case.samples, case.new, temperature)
+    return case.total * case.new / (time.perf_counter() - start)
 
 
 @torch.no_grad()
 def transformers_generate(peer: Any, rows: list[list[int]], new: int) -> None:
     """Exactly `new` tokens for each row, which all have one length."""
+    from transformers import GenerationConfig
+
     config = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=new, min_new_tokens=new, pad_token_id=2
     )
@@ -116,44 +204,53 @@ def transformers_generate(peer: Any, rows: list[list[int]], new: int) -> None:
     assert out.shape[1] == len(rows[0]) + new
 
 
-@torch.no_grad()
-def tail(model: pc.Decoder, tokenizer: pc.Tokenizer, peer: Any) -> dict[str, Any]:
-    """16 prompts x 8 samples whose lengths follow a long tail from 16 to 512 tokens, 48 slots."""
-    ids = prompt_ids(16, 100)
+def tail_lengths() -> list[int]:
+    """New tokens of each sample of TAIL."""
     generator = torch.Generator().manual_seed(1)
-    lengths = (16 * 32 ** (torch.rand(128, generator=generator) ** 2)).long().tolist()
-    params = pc.SamplingParams(max_new_tokens=512, ignore_stop=True)
-    stats: list[float] = []
-
-    def ours() -> float:
-        waiting = [Sample(i // 8, i % 8, i, lengths[i]) for i in range(128)]
-        engine = Engine(model, ids, waiting, params, TAIL_SLOTS, 16, sorted(tokenizer.stop_ids), tokenizer.valid_ids)
-        start = time.perf_counter()
-        total = sum(len(said.token_ids) for said in engine.run())
-        assert total == sum(lengths)
-        stats.append(engine.stats.occupancy)
-        return total / (time.perf_counter() - start)
-
-    def theirs() -> float:
-        start = time.perf_counter()
-        for first in range(0, 128, TAIL_SLOTS):
-            part = range(first, min(first + TAIL_SLOTS, 128))
-            transformers_generate(peer, [ids[i // 8] for i in part], max(lengths[i] for i in part))
-        return sum(lengths) / (time.perf_counter() - start)
-
-    result = summary(race({"psychecore": ours, "transformers": theirs}, 1), "psychecore")
-    result["occupancy_while_work_waits"] = round(stats[-1], 3)
-    print(f"  {result['times_faster']}, occupancy {stats[-1]:.1%}", flush=True)
-    return result
+    return (16 * 32 ** (torch.rand(TAIL.total, generator=generator) ** 2)).long().tolist()
 
 
-def growth(model: pc.Decoder, tokenizer: pc.Tokenizer) -> dict[str, Any]:
+occupancies: list[float] = []
+
+
+def occupancy(dtype: torch.dtype) -> float:
+    """The share of slots in use until no sample waited, in the last turn of `ours_tail`."""
+    return occupancies[-1]
+
+
+@torch.no_grad()
+def ours_tail(dtype: torch.dtype) -> float:
+    """Tokens a second of the engine on samples of many lengths: `Sampler` has one limit for all."""
+    model, tokenizer = our_model(dtype)
+    lengths = tail_lengths()
+    waiting = [Sample(i // TAIL.samples, i % TAIL.samples, i, lengths[i]) for i in range(TAIL.total)]
+    params = pc.SamplingParams(max_new_tokens=TAIL.new, ignore_stop=True)
+    stops = sorted(tokenizer.stop_ids)
+    engine = Engine(model, TAIL.ids, waiting, params, TAIL_SLOTS, TAIL.prompts, stops, tokenizer.valid_ids)
+    start = time.perf_counter()
+    total = sum(len(said.token_ids) for said in engine.run())
+    assert total == sum(lengths)
+    occupancies.append(engine.stats.occupancy)
+    return total / (time.perf_counter() - start)
+
+
+def theirs_tail(dtype: torch.dtype) -> float:
+    """Tokens a second of static batches."""
+    peer, lengths, ids = their_model(dtype), tail_lengths(), TAIL.ids
+    start = time.perf_counter()
+    for first in range(0, TAIL.total, TAIL_SLOTS):
+        part = range(first, min(first + TAIL_SLOTS, TAIL.total))
+        transformers_generate(peer, [ids[i // TAIL.samples] for i in part], max(lengths[i] for i in part))
+    return sum(lengths) / (time.perf_counter() - start)
+
+
+def growth(dtype: torch.dtype) -> dict[str, Any]:
     """Seconds by the number of samples, at 32 slots: linear, once the slots are full."""
     params = pc.SamplingParams(max_new_tokens=64, ignore_stop=True)
-    sampler = pc.Sampler(model, tokenizer, max_slots=32)
+    sampler = pc.Sampler(*our_model(dtype), max_slots=32)
     rows = []
     for prompts in (GROWTH[0], *GROWTH):  # the first one warms up
-        ids, start = prompt_ids(prompts, 100), time.perf_counter()
+        ids, start = Case(prompts, 8, 100, 64, 1).ids, time.perf_counter()
         sampler.generate(ids, params, 8)
         rows.append({"samples": 8 * prompts, "seconds": round(time.perf_counter() - start, 3)})
         print(f"  {rows[-1]}", flush=True)
