@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved rounds, ratios of medians, the machine's roof, result files."""
+"""What every benchmark shares: interleaved rounds, medians of their ratios, the machine's roof, result files."""
 
 from __future__ import annotations
 
@@ -31,12 +31,19 @@ def race(contestants: Mapping[str, Callable[[], float]], rounds: int = 3) -> dic
 
 
 def summary(rates: Mapping[str, list[float]], ours: str) -> dict[str, Any]:
-    """Medians, spreads, and how many times faster `ours` is than each other contestant."""
-    medians = {name: statistics.median(values) for name, values in rates.items()}
+    """All rates, their medians, and how many times faster `ours` is than each other contestant.
+
+    That is the median of the rounds' ratios: a machine that slows down from round to round slows both of a ratio.
+    """
+    ratios = {
+        name: [our / their for our, their in zip(rates[ours], values, strict=True)]
+        for name, values in rates.items()
+        if name != ours
+    }
     return {
         "rates": {name: [round(v, 2) for v in values] for name, values in rates.items()},
-        "median": {name: round(value, 2) for name, value in medians.items()},
-        "times_faster": {name: round(medians[ours] / value, 2) for name, value in medians.items() if name != ours},
+        "median": {name: round(statistics.median(values), 2) for name, values in rates.items()},
+        "times_faster": {name: round(statistics.median(values), 2) for name, values in ratios.items()},
     }
 
 

@@ -55,7 +55,7 @@ def rows() -> Iterator[tuple[str, str, str]]:
     ):
         if row := _read(name):
             memory = ", ".join(f"{share:.2f} of {peer}'s memory" for peer, share in row["memory_share"].items())
-            yield what, target, f"{_times(row)} (psychecore {row['rates']['psychecore']:.0f} tok/s); {memory}"
+            yield what, target, f"{_times(row)} (psychecore {row['median']['psychecore']:.0f} tok/s); {memory}"
     if row := _read("shared_prompt"):
         gap = f"largest gradient difference {row['largest_gradient_difference']:.0e} of the largest entry"
         yield "update, a prompt of 600 tokens, 8 completions of 100", "3x unshared", f"{_times(row)}; {gap}"

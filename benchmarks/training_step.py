@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from loss_memory import resident
-from measure import MODEL, roof, save
+from measure import MODEL, roof, save, summary
 
 from psychecore.runtime import fast_dtype
 
@@ -62,10 +62,10 @@ def main() -> None:
                 raise SystemExit(f"{name}: {done.stderr[-2000:]}")
             rows[name].append(json.loads(done.stdout.splitlines()[-1]))
             print(f"  round {number + 1}  {name:<14}{rows[name][-1]}", flush=True)
-    rate = {name: statistics.median(r for row in found for r in row["rates"]) for name, found in rows.items()}
+    rates = {name: [rate for row in found for rate in row["rates"]] for name, found in rows.items()}
     peak = {name: statistics.median(row["peak_mib"] for row in found) for name, found in rows.items()}
-    result = {"unit": "trained tokens / s", "dtype": options.dtype, "rates": rate, "peak_mib": peak, "rounds": rows}
-    result["times_faster"] = {n: round(rate["psychecore"] / r, 2) for n, r in rate.items() if n != "psychecore"}
+    result = {"unit": "trained tokens / s", "dtype": options.dtype, "rounds": rows, "peak_mib": peak}
+    result |= summary(rates, "psychecore")  # each step against the same step of the same round
     result["memory_share"] = {n: round(peak["psychecore"] / p, 3) for n, p in peak.items() if n != "psychecore"}
     print(result["times_faster"], result["memory_share"])
     save(f"{options.task}_step", result | {"roof": roof(getattr(torch, options.dtype))})
