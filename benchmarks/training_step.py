@@ -30,6 +30,7 @@ from psychecore.runtime import fast_dtype
 
 PROMPTS, SAMPLES, NEW = 4, 8, 128
 BATCH = 16  # conversations of an SFT step
+PARTS: list[dict[str, float]] = []  # seconds of each part of psychecore's GRPO steps
 CONTESTANTS = {"grpo": ("psychecore", "trl"), "sft": ("psychecore", "trl", "transformers")}
 
 
@@ -51,7 +52,7 @@ def main() -> None:
         work = {"grpo": {"psychecore": grpo, "trl": trl_grpo}, "sft": {"psychecore": sft, "trl": trl_sft}}
         work["sft"]["transformers"] = plain
         rates = work[options.task][options.worker](options)
-        print(json.dumps({"rates": rates, "peak_mib": resident("VmHWM")}))
+        print(json.dumps({"rates": rates, "peak_mib": resident("VmHWM"), "parts": PARTS}))
         return
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS[options.task]}
     for number in range(options.rounds):
@@ -106,9 +107,12 @@ def grpo(options: argparse.Namespace) -> list[float]:
         params = pc.SamplingParams(max_new_tokens=NEW, ignore_stop=True, seed=step)
         prompts = [[{"role": "user", "content": text}] for text in questions()]
         groups = sampler.generate(prompts, params, SAMPLES)
-        rewards_PG = torch.tensor([reward(group.texts) for group in groups])
+        rewards_PG, sampled = torch.tensor([reward(group.texts) for group in groups]), time.perf_counter()
         grpo_update(policy, optimizer, groups, pc.group_advantages(rewards_PG), config, alone, reference=reference)
-        rates.append(PROMPTS * SAMPLES * NEW / (time.perf_counter() - start))
+        end = time.perf_counter()
+        rates.append(PROMPTS * SAMPLES * NEW / (end - start))
+        PARTS.append({"rollouts_s": round(sampled - start, 2), "update_s": round(end - sampled, 2)})
+    del PARTS[0]
     return rates[1:]
 
 
