@@ -48,7 +48,7 @@ class _RmsNorm(torch.autograd.Function):
         x, weight_D, scale = ctx.saved_tensors
         normed, wide_grad = _wide_copy(x).mul_(scale), _wide_copy(grad)
         product, wide_weight_D = wide_grad * normed, weight_D.to(normed.dtype)
-        grad_weight_D = product.flatten(0, -2).sum(0).to(weight_D.dtype)
+        grad_weight_D = product.reshape(-1, x.shape[-1]).sum(0).to(weight_D.dtype)
         # with g the gradient times the weight: (g - normed mean(g normed)) scale
         minus_mean = (product @ (wide_weight_D / -x.shape[-1]))[..., None]
         grad_x = wide_grad.mul_(wide_weight_D).addcmul_(normed, minus_mean).mul_(scale)

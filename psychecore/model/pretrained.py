@@ -60,7 +60,8 @@ def load_model(
     """Load a decoder from a local folder or a hub id, in `dtype`, on `device`.
 
     `shard` is called on the still empty model (meta device) and may turn parameters into FSDP2 shards; each rank then
-    reads only its rows. On CPU this process then keeps freed memory (host_memory.py). Raises FileNotFoundError, or
+    reads only its rows. On CPU this process then keeps freed memory, this model's too, for its next tensors
+    (host_memory.py). Raises FileNotFoundError, or
     ValueError naming file and tensor for what is missing, unexpected, misshapen, truncated, or outside the folder.
     """
     folder = local_folder(source)

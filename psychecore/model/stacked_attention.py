@@ -29,7 +29,8 @@ PADDING = 1.25  # a stack has at most so many pairs for one that counts
 class Stack:
     """S segments padded to Q queries and K keys.
 
-    query_SQ, key_SK: places among the T tokens; where padded T for a query, any for a key. seen_S1QK: bool, the causal
+    query_SQ, key_SK: places among the T tokens; where padded T for a query, the segment's last for a key, since one of
+    another segment would bring its NaN along, at a weight of zero. seen_S1QK: bool, the causal
     mask, bottom-right; None for one square segment, which is causal by itself. Padded queries see every key, so that no
     row is empty; padded keys are seen by padded queries only.
     """
@@ -79,7 +80,8 @@ def _stack(members: list[tuple[Tensor, Tensor]], tokens: int) -> Stack:
         seen_11QK = None if square else causal_mask(len(query_Q), len(key_K), device)[None, None]
         return Stack(query_Q[None], key_K[None], seen_11QK)
     query_SQ = pad_sequence([query_Q for query_Q, _ in members], batch_first=True, padding_value=tokens)
-    key_SK = pad_sequence([key_K for _, key_K in members], batch_first=True)
+    longest = max(len(key_K) for _, key_K in members)
+    key_SK = torch.stack([torch.cat((key_K, key_K[-1:].expand(longest - len(key_K)))) for _, key_K in members])
     seen_SQK = torch.ones(*query_SQ.shape, key_SK.shape[1], dtype=torch.bool, device=device)
     for seen_QK, (query_Q, key_K) in zip(seen_SQK, members, strict=True):
         q, k = len(query_Q), len(key_K)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -78,6 +79,7 @@ class Engine:
     captured by their shape and replayed.
     """
 
+    @torch.inference_mode(False)  # the state of a stream may be used outside that mode
     def __init__(
         self,
         model: Decoder,
@@ -227,7 +229,13 @@ class Engine:
         for slot in reversed(done):  # from the end, so that moves don't disturb the rest
             count = int(self.state.count_B[slot])
             entry, token_ids = self.samples[slot], self.state.said_BM[slot, :count].tolist()
-            yield Said(entry, token_ids, self.state.logprob_BM[slot, :count].tolist(), bool(self.state.stopped_B[slot]))
+            logprobs = self.state.logprob_BM[slot, :count].tolist()
+            if not all(map(math.isfinite, logprobs)):
+                raise ValueError(
+                    f"log-probs of a sample of prompt {entry.prompt} are not finite: the model gives NaN or infinite "
+                    "logits for it; look for such numbers in its weights"
+                )
+            yield Said(entry, token_ids, logprobs, bool(self.state.stopped_B[slot]))
             last = len(self.samples) - 1
             if slot != last:
                 self.cache.move_answer(last, slot, int(self.state.count_B[last]))

@@ -41,7 +41,8 @@ class Sampler:
     `max_length` is 2048 by default, or all that the model has positions for where that is less; more is a ValueError.
     `memory_gib` bounds the key/value cache: work that doesn't fit waits. None leaves it to max_slots. `cuda_graphs`
     captures decoding steps and replays them (rollout/graphs.py): None where the model is whole on a CUDA device, True
-    makes it an error where it isn't, False never. `stats` tells how many steps were replays.
+    makes it an error where it isn't, False never. `stats` tells how many steps were replays. Decoding on CPU and
+    in a graph passes the model's modules by: forward hooks of yours run over prompts only.
     """
 
     def __init__(

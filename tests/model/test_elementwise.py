@@ -21,6 +21,8 @@ def inputs(name: str, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
     if name == "norm":
         return [draw(5, 12).requires_grad_(), draw(12).requires_grad_()]
+    if name == "norm of one row":
+        return [draw(12).requires_grad_(), draw(12).requires_grad_()]
     if name == "norm of heads":
         return [draw(4, 5, 8).requires_grad_()[:, 1:4], draw(8).requires_grad_()]
     if name == "swiglu":
@@ -32,6 +34,7 @@ def inputs(name: str, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
 
 FUNCTIONS: dict[str, tuple[Function, Function]] = {
     "norm": (lambda x, w: elementwise.rms_norm(x, w, EPS), lambda x, w: rms_norm_reference(x, w, EPS)),
+    "norm of one row": (lambda x, w: elementwise.rms_norm(x, w, EPS), lambda x, w: rms_norm_reference(x, w, EPS)),
     "norm of heads": (lambda x, w: elementwise.rms_norm(x, w, EPS), lambda x, w: rms_norm_reference(x, w, EPS)),
     "rotary": (elementwise.rotary, rotary_reference),
     "swiglu": (elementwise.swiglu, swiglu_reference),

@@ -116,3 +116,21 @@ def test_every_short_segment_is_stacked_once_and_padding_is_bounded() -> None:
         padded = stack.query_SQ.numel() * stack.key_SK.shape[1]
         assert padded <= stacked.PADDING * float((lengths**2).sum())
         assert len(lengths) == 1 or padded <= stacked.STACK
+
+
+@pytest.mark.parametrize("spoilt", [0, 1, 2], ids=["queries", "keys", "values"])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_stays_in_its_own_segment(spoilt: int, number: float) -> None:
+    lengths, inputs = [5, 9, 10, 10], heads(34, 0)
+    attention = PackedAttention.of_lengths(lengths, CPU)
+    assert len(attention._stacks) < len(lengths)  # some are padded and stacked
+    direction = torch.randn_like(inputs[0])
+    wanted = attention(0, *inputs)
+    wanted_gradients = torch.autograd.grad(wanted, inputs, direction)
+    with torch.no_grad():
+        inputs[spoilt][0] = number
+    found = attention(0, *inputs)
+    gradients = torch.autograd.grad(found, inputs, direction)
+    assert spoilt == 0 or not found[:5].isfinite().all()  # torch's kernel has zeros for a query that is NaN
+    for a, b in zip((found, *gradients), (wanted, *wanted_gradients), strict=True):
+        torch.testing.assert_close(a[5:], b[5:], rtol=0, atol=0)

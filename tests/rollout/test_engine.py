@@ -137,3 +137,27 @@ def test_the_cache_goes_with_its_engine_and_waits_for_no_collector(tiny_model: C
         assert cache() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_gives_nan_is_an_error_that_names_the_prompt(
+    tiny_model: Callable[..., pc.Decoder], letter_tokenizer: Any, temperature: float
+) -> None:
+    model = tiny_model(tied_head=False)
+    with torch.no_grad():
+        model.embed.weight[9] = torch.nan
+    params = pc.SamplingParams(temperature=temperature, max_new_tokens=4, ignore_stop=True)
+    with pytest.raises(ValueError, match="prompt 1 are not finite"):
+        pc.Sampler(model, letter_tokenizer).generate([[5, 6], [9, 5, 6]], params)
+
+
+def test_a_stream_may_leave_the_inference_mode_in_which_it_began(
+    tiny_model: Callable[..., pc.Decoder], letter_tokenizer: Any
+) -> None:
+    sampler, params = pc.Sampler(tiny_model(), letter_tokenizer), pc.SamplingParams(max_new_tokens=12, ignore_stop=True)
+    (group,) = sampler.generate([[5, 6]], params)
+    stream = sampler.stream([[5, 6]], params)
+    with torch.inference_mode():
+        pieces = [next(stream) for _ in range(4)]
+    said = [token for piece in (*pieces, *stream) for token in piece.token_ids]
+    assert said == group.rollouts[0].token_ids
