@@ -122,8 +122,7 @@ def one_length(lanes: Lanes, case: Case) -> dict[str, Any]:
     parameters = pc.ModelConfig.from_folder(MODEL).parameters
     steps = case.new * parameters * lanes.dtype.itemsize / limits["bytes_per_s"]  # each step reads every weight once
     flops = 2 * parameters * case.total * case.new / limits["flops"]
-    rate = result["median"]["psychecore"]
-    share = rate * max(steps, flops) / (case.total * case.new)
+    share = result["median"]["psychecore"] * max(steps, flops) / (case.total * case.new)
     return result | {"roof": limits, "share_of_roof": round(share, 3)}
 
 
@@ -165,29 +164,30 @@ def llama(total: int, length: int) -> Any:
     return LlamaCpp(total, length, torch.get_num_threads())
 
 
+def rate(case: Case, work: Callable[[], Any]) -> float:
+    """Tokens a second of what samples a case."""
+    start = time.perf_counter()
+    work()
+    return case.total * case.new / (time.perf_counter() - start)
+
+
 def ours(dtype: torch.dtype, case: Case) -> float:
     """Tokens a second of the sampler."""
     sampler, ids = our_sampler(dtype, case.total), case.ids
     params = pc.SamplingParams(max_new_tokens=case.new, ignore_stop=True)
-    start = time.perf_counter()
-    sampler.generate(ids, params, case.samples)
-    return case.total * case.new / (time.perf_counter() - start)
+    return rate(case, lambda: sampler.generate(ids, params, case.samples))
 
 
 def theirs(dtype: torch.dtype, case: Case) -> float:
     """Tokens a second of transformers' generate."""
     peer, rows = their_model(dtype), [row for row in case.ids for _ in range(case.samples)]
-    start = time.perf_counter()
-    transformers_generate(peer, rows, case.new)
-    return case.total * case.new / (time.perf_counter() - start)
+    return rate(case, lambda: transformers_generate(peer, rows, case.new))
 
 
 def llama_cpp(dtype: torch.dtype, case: Case, temperature: float) -> float:
     """Tokens a second of llama.cpp."""
     peer, ids = llama(case.total, case.length + case.new), case.ids
-    start = time.perf_counter()
-    peer.generate(ids, case.samples, case.new, temperature)
-    return case.total * case.new / (time.perf_counter() - start)
+    return rate(case, lambda: peer.generate(ids, case.samples, case.new, temperature))
 
 
 @torch.no_grad()

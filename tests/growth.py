@@ -25,8 +25,11 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 def growth(work: Callable[[int], object], size: int, times: int, turns: int = 4) -> float:
     """How many times longer `work(size * times)` takes than `work(size)`: about `times` where the work is linear,
-    `times` squared where it is quadratic.
+    `times` squared where it is quadratic. The longer one must take less than two seconds, whatever its growth.
+
+    One kind of input at a time: among several, those that grow linearly would hide one that does not.
     """
     turn = [(cpu_seconds(lambda: work(size)), cpu_seconds(lambda: work(size * times))) for _ in range(turns)]
     short, long = (min(column) for column in zip(*turn, strict=True))
+    assert long < 2
     return long / max(short, 1e-3)  # below a millisecond, the clock and the caches are what is measured

@@ -61,8 +61,8 @@ def load_model(
 
     `shard` is called on the still empty model (meta device) and may turn parameters into FSDP2 shards; each rank then
     reads only its rows. On CPU this process then keeps freed memory, this model's too, for its next tensors
-    (host_memory.py). Raises FileNotFoundError, or
-    ValueError naming file and tensor for what is missing, unexpected, misshapen, truncated, or outside the folder.
+    (host_memory.py). Raises FileNotFoundError, or ValueError naming file and tensor for what is missing, unexpected,
+    misshapen, truncated, or outside the folder.
     """
     folder = local_folder(source)
     config = ModelConfig.from_folder(folder)

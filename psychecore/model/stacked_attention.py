@@ -30,9 +30,9 @@ class Stack:
     """S segments padded to Q queries and K keys.
 
     query_SQ, key_SK: places among the T tokens; where padded T for a query, the segment's last for a key, since one of
-    another segment would bring its NaN along, at a weight of zero. seen_S1QK: bool, the causal
-    mask, bottom-right; None for one square segment, which is causal by itself. Padded queries see every key, so that no
-    row is empty; padded keys are seen by padded queries only.
+    another segment would bring its NaN along, at a weight of zero. seen_S1QK: bool, the causal mask, bottom-right; None
+    for one square segment, which is causal by itself. Padded queries see every key, so that no row is empty; padded
+    keys are seen by padded queries only.
     """
 
     query_SQ: Tensor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from growth import growth
 
@@ -284,11 +286,15 @@ def test_playing_down_is_found_and_help_beside_it_does_not_excuse_it(reply: str)
     assert fault[0] == "risk_played_down"
 
 
-def test_a_long_text_is_searched_in_linear_time() -> None:
-    def work(n: int) -> None:
-        assert find_risk("I am not ready to talk about my friend who was there when 我打了个电话给他 " * n) is None
-        assert find_risk("never thought about suicide and " * 2 * n) is None
-        names_help("call tell talk doctor " * 5 * n)
-        plays_down("not really that so such " * 5 * n)
-
-    assert growth(work, 250, 8) < 24  # quadratic is 64
+@pytest.mark.parametrize(
+    ("search", "piece"),
+    [
+        (find_risk, "I am not ready to talk about my friend who was there when 我打了个电话给他 "),
+        (find_risk, "never thought about suicide and " * 2),
+        (names_help, "call tell talk doctor " * 5),
+        (plays_down, "not really that so such " * 5),
+    ],
+)
+def test_a_long_text_is_searched_in_linear_time(search: Callable[[str], object], piece: str) -> None:
+    assert search is not find_risk or find_risk(piece * 4000) is None
+    assert growth(lambda n: search(piece * n), 250, 8) < 24  # quadratic is 64

@@ -155,10 +155,7 @@ def test_a_score_in_an_object_is_on_the_scale_that_the_object_names(value: str, 
     assert parse_scores(f'{{"safety": {value}}}', SAFETY)[0] == (score and {"safety": score})
 
 
-def test_no_reply_takes_long_to_read() -> None:
-    def work(n: int) -> None:
-        for filler in ("-", " ", "|", "no ", "or ", "*", "verdict:", "A, ", "1 - "):
-            parse_preference("verdict: A " + filler * n)
-            parse_scores("safety: 1 " + filler * n, SAFETY)
-
-    assert growth(work, 2_500, 8) < 24  # quadratic is 64
+@pytest.mark.parametrize("filler", ["-", " ", "|", "no ", "or ", "*", "verdict:", "A, ", "1 - "])
+def test_no_reply_takes_long_to_read(filler: str) -> None:
+    assert growth(lambda n: parse_preference("verdict: A " + filler * n), 2_500, 8) < 24  # quadratic is 64
+    assert growth(lambda n: parse_scores("safety: 1 " + filler * n, SAFETY), 2_500, 8) < 24

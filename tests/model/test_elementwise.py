@@ -32,10 +32,11 @@ def inputs(name: str, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
     return [q_TNH, k_TKH, angle_TR.cos(), angle_TR.sin()]
 
 
+NORM = (lambda x, w: elementwise.rms_norm(x, w, EPS), lambda x, w: rms_norm_reference(x, w, EPS))
 FUNCTIONS: dict[str, tuple[Function, Function]] = {
-    "norm": (lambda x, w: elementwise.rms_norm(x, w, EPS), lambda x, w: rms_norm_reference(x, w, EPS)),
-    "norm of one row": (lambda x, w: elementwise.rms_norm(x, w, EPS), lambda x, w: rms_norm_reference(x, w, EPS)),
-    "norm of heads": (lambda x, w: elementwise.rms_norm(x, w, EPS), lambda x, w: rms_norm_reference(x, w, EPS)),
+    "norm": NORM,
+    "norm of one row": NORM,
+    "norm of heads": NORM,
     "rotary": (elementwise.rotary, rotary_reference),
     "swiglu": (elementwise.swiglu, swiglu_reference),
 }
