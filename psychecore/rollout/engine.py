@@ -29,6 +29,7 @@ from psychecore.rollout.sampling import SamplingParams
 
 PREFILL_TOKENS = 4096  # of one forward pass; bounds its activations
 SPAN = 32  # cached positions are read in multiples of this
+GRAPH_SPAN = 256  # and in a CUDA graph in this, 4 times, 16 times as many: its kernels skip what no sample has
 
 
 @dataclass
@@ -270,8 +271,8 @@ class Engine:
         for entry in self.samples:
             seats.append((row_of[entry.prompt], taken[entry.prompt]))
             taken[entry.prompt] += 1
-        self.seats = _bucket(max(taken.values(), default=1))
-        outside = _bucket(max(len(self.prompts), 1), self.rows) * self.seats
+        self.seats = self._bucket(max(taken.values(), default=1))
+        outside = self._bucket(max(len(self.prompts), 1), self.rows) * self.seats
         flat = [row * self.seats + seat for row, seat in seats] + [outside] * (self.slots - len(seats))
         self.state.seat_B.copy_(torch.tensor(flat))
         self.longest_prompt = max((len(self.prompt_ids[p]) for p in self.prompts), default=1)
@@ -279,27 +280,34 @@ class Engine:
 
     def _shape(self) -> Shape:
         return Shape(
-            slots=_bucket(len(self.samples), self.slots),
-            rows=_bucket(len(self.prompts), self.rows),
+            slots=self._bucket(len(self.samples), self.slots),
+            rows=self._bucket(len(self.prompts), self.rows),
             seats=self.seats,
             prompt_span=self._span(self.longest_prompt, self.cache.prompt_k_LAKPH.shape[3]),
             answer_span=self._span(self.step - self.oldest + 1, self.cache.answer_k_LBKSH.shape[3]),
         )
 
     def _span(self, positions: int, limit: int) -> int:
-        """With graphs in coarser steps: an own graph for every 32 positions would hardly be replayed."""
-        spans = -(-positions // SPAN)
-        return SPAN * spans if self.graphs is None else min(SPAN * _bucket(spans), limit)
+        """A multiple of SPAN; with graphs coarser: a graph costs two eager steps, and kernels stop at a length."""
+        if self.graphs is None:
+            return _up(positions, SPAN)
+        span = GRAPH_SPAN
+        while span < positions:
+            span *= 4
+        return min(span, limit)
+
+    def _bucket(self, value: int, limit: int | None = None) -> int:
+        """The next of 1, 2, 3, 4, 6, 8, 12, 16, ...: at most a third of a step is spent on slots not in use.
+
+        With graphs of 1, 2, 4, 8, ...: there a step takes hardly longer for more slots, and a graph as long as many.
+        """
+        size = 1
+        while size < value:
+            half = size + size // 2
+            between = self.graphs is None and size & (size - 1) == 0 and 1 < size < value <= half
+            size = half if between else size * 2
+        return size if limit is None else min(size, limit)
 
 
 def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
-
-
-def _bucket(value: int, limit: int | None = None) -> int:
-    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, ...: at most a third of a step is spent on slots not in use."""
-    size = 1
-    while size < value:
-        half = size + size // 2
-        size = half if size > 1 and half >= value and size & (size - 1) == 0 else size * 2
-    return size if limit is None else min(size, limit)
