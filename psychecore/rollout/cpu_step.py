@@ -44,16 +44,18 @@ class Weights(NamedTuple):
 class CpuStep:
     """Buffers, views and places for steps of one shape over one cache; a call is one step.
 
-    Letters beside the usual: C columns, one a slot, but two for one slot, since the product of a matrix with one
-    column is slower than with two (18.7 ms against 12.0); X the queries of a prompt that share a key/value head.
+    Letters beside the usual: C columns, one a slot; X the queries of a prompt that share a key/value head. One slot's
+    products are of a matrix with a vector, 22 ms where those with two equal columns took 26 (with one column more);
+    and where it is its prompt's only sample, nothing is gathered.
     """
 
     def __init__(self, model: Decoder, cache: KVCache, shape: Shape):
         c, slots, like = model.config, shape.slots, cache.answer_L2BKSH
+        self.alone = shape.slots == shape.rows == shape.seats == 1  # one sample, at the one seat of the one prompt
         self.model, self.shape = model, shape  # not the cache: it holds the step, and a cycle would keep both
         self.views = [(*read, store.view(-1, c.head_dim)) for read, store in zip(cache.views(shape), like, strict=True)]
         queries, heads, width = c.query_heads, c.key_value_heads, c.head_dim
-        sharing, columns = queries // heads, max(slots, 2)
+        sharing, columns = queries // heads, slots
         wide = torch.promote_types(like.dtype, torch.float32)
 
         self.layers = [cast(Layer, layer) for layer in model.layers]
@@ -73,7 +75,8 @@ class CpuStep:
         self.active_FC = torch.zeros_like(self.gate_FC)
 
         # one row each: queries, keys and values by head, and the first two turned
-        self.row_BNH = like.new_zeros(slots, queries + 2 * heads, width)
+        rows = (slots, queries + 2 * heads, width)
+        self.row_BNH = self.qkv_EC.view(rows) if slots == 1 else like.new_zeros(rows)
         self.flat_row = self.row_BNH.view(-1, width)
         self.q_BNH, self.k_BKH, _ = self.row_BNH.split([queries, heads, heads], 1)
         self.q_BKRH = self.q_BNH.view(slots, heads, sharing, width)
@@ -82,6 +85,12 @@ class CpuStep:
         self.turned_BNH = torch.zeros(self.qk_BNH.shape, dtype=wide, device=like.device)
         self.first_BNR, self.second_BNR = self.wide_BNH.chunk(2, -1)
         self.turned_first_BNR, self.turned_second_BNR = self.turned_BNH.chunk(2, -1)
+
+        # what products read and write
+        of_products = (self.normed_DC, self.qkv_EC, self.attended_EC, self.product_DC, self.gate_up_EC, self.active_FC)
+        self.normed, self.qkv, self.attended, self.product, self.gate_up, self.active = (
+            x.view(-1) if slots == 1 else x for x in of_products
+        )
 
         # queries gathered by prompt, and what they found there scattered back
         self.seated_AKXH = like.new_zeros(shape.rows, heads, shape.seats * sharing, width)
@@ -139,19 +148,20 @@ class CpuStep:
 
     def _layer(self, index: int, weights: Weights) -> None:
         self._norm(weights.attention_norm)
-        _multiply(weights.qkv, self.normed_DC, self.qkv_EC)
-        self.row_BNH.copy_(self.qkv_BNH)
+        _multiply(weights.qkv, self.normed, self.qkv)
+        if self.shape.slots > 1:
+            self.row_BNH.copy_(self.qkv_BNH)
         if self.model.config.qk_norm:
             self.q_BNH.copy_(self.layers[index].q_norm(self.q_BNH))
             self.k_BKH.copy_(self.layers[index].k_norm(self.k_BKH))
         self._turn()
         self.attend(index)
-        _multiply(weights.out, self.attended_EC, self.product_DC)
+        _multiply(weights.out, self.attended, self.product)
         self.x_DC.add_(self.product_DC)
         self._norm(weights.mlp_norm)
-        _multiply(weights.gate_up, self.normed_DC, self.gate_up_EC)
+        _multiply(weights.gate_up, self.normed, self.gate_up)
         torch.mul(F.silu(self.gate_FC, inplace=True), self.up_FC, out=self.active_FC)
-        _multiply(weights.down, self.active_FC, self.product_DC)
+        _multiply(weights.down, self.active, self.product)
         self.x_DC.add_(self.product_DC)
 
     def _norm(self, weight_D: Tensor) -> None:
@@ -176,20 +186,28 @@ class CpuStep:
         k_BKSH, v_BKSH, k_AKPH, v_AKPH, flat_cache = self.views[index]
         flat_cache.index_put_((self.place_BE,), self.kv_BNH)
         own_BKRH, own_lse_BKR = _attend(self.q_BKRH, k_BKSH, v_BKSH, self.answer_bias)
-        torch.index_select(self.flat_row, 0, self.to_seat, out=self.flat_seated)
-        shared_AKXH, shared_lse_AKX = _attend(self.seated_AKXH, k_AKPH, v_AKPH, self.prompt_bias)
-        torch.index_select(shared_AKXH.reshape(self.flat_seated.shape), 0, self.from_seat, out=self.flat_shared)
-        torch.index_select(shared_lse_AKX.reshape(-1), 0, self.from_seat, out=self.flat_shared_lse)
-        torch.sub(own_lse_BKR, self.shared_lse_BKR, out=self.share_BKR).sigmoid_()
+        if self.alone:
+            shared_BKRH, shared_lse_BKR = _attend(self.q_BKRH, k_AKPH, v_AKPH, self.prompt_bias)
+        else:
+            torch.index_select(self.flat_row, 0, self.to_seat, out=self.flat_seated)
+            shared_AKXH, shared_lse_AKX = _attend(self.seated_AKXH, k_AKPH, v_AKPH, self.prompt_bias)
+            torch.index_select(shared_AKXH.reshape(self.flat_seated.shape), 0, self.from_seat, out=self.flat_shared)
+            torch.index_select(shared_lse_AKX.reshape(-1), 0, self.from_seat, out=self.flat_shared_lse)
+            shared_BKRH, shared_lse_BKR = self.shared_BKRH, self.shared_lse_BKR
+        torch.sub(own_lse_BKR, shared_lse_BKR, out=self.share_BKR).sigmoid_()
         self.narrow_share_BKR.copy_(self.share_BKR)
-        torch.lerp(self.shared_BKRH, own_BKRH, self.share_BKR1, out=self.attended_BKRH)
+        torch.lerp(shared_BKRH, own_BKRH, self.share_BKR1, out=self.attended_BKRH)
 
 
-def _multiply(product: Product, x_DC: Tensor, out_EC: Tensor) -> None:
+def _multiply(product: Product, x: Tensor, out: Tensor) -> None:
+    """W x + b, of columns [D, C] or of one vector [D]."""
     weight_ED, bias_E = product
-    torch.mm(weight_ED, x_DC, out=out_EC)
+    if x.ndim == 1:
+        torch.mv(weight_ED, x, out=out)
+    else:
+        torch.mm(weight_ED, x, out=out)
     if bias_E is not None:
-        out_EC.add_(bias_E[:, None])
+        out.add_(bias_E if x.ndim == 1 else bias_E[:, None])
 
 
 def _attend(q_AKXH: Tensor, k_AKSH: Tensor, v_AKSH: Tensor, bias_A11S: Tensor) -> tuple[Tensor, Tensor]:
