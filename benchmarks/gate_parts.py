@@ -44,14 +44,17 @@ class GateError(AssertionError):
 def kernels(device: torch.device, rehearsal: bool) -> Found:
     """Every kernel in bf16, forward and backward, against its reference in float64 on the same rounded inputs."""
     found: Found = {}
+    wrong: Found = {}
     cases = {case.name: case for case in CASES} | uneven_cases()
-    for name, case in cases.items():
-        for sizes in odd_sizes(rehearsal):
-            run = case.reference() if rehearsal else case.kernel()
-            found[f"{name} {sizes.model}"] = errors(case, run, sizes, device)
-    wrong = {name: errors for name, errors in found.items() if not within(errors.values(), 1)}
+    for (name, case), sizes in itertools.product(cases.items(), odd_sizes(rehearsal)):
+        try:
+            gaps = errors(case, case.reference() if rehearsal else case.kernel(), sizes, device)
+        except Exception as error:  # the other kernels' results are wanted all the same
+            wrong[f"{name} {sizes.model}"] = f"{type(error).__name__}: {error}"[:300]
+            continue
+        (found if within(gaps.values(), 1) else wrong)[f"{name} {sizes.model}"] = gaps
     if wrong:
-        raise GateError(f"beyond twice bf16's rounding: {wrong}")
+        raise GateError(f"failed, or beyond twice bf16's rounding: {wrong}")
     return found
 
 
@@ -219,33 +222,45 @@ class Again:
 
 
 def sampler(device: torch.device, rehearsal: bool) -> Found:
-    """Samples with CUDA graphs and without: their tokens in fp32, their log-probs in bf16, tokens a second of both."""
-    model = pc.Decoder(_config(rehearsal=rehearsal)).initialise(0, std=0.08).to(device)
+    """Samples with CUDA graphs and without: equal in float64, their log-probs in fp32 and bf16, tokens a second."""
+    model = pc.Decoder(_config(rehearsal=rehearsal)).initialise(0, std=0.08).to(device, torch.float64)
     prompts = [[(7 * i + p) % 200 + 1 for i in range(20 + 9 * p)] for p in range(4)]
-    new = 12 if rehearsal else 200
-    params = pc.SamplingParams(max_new_tokens=new, seed=1)
+    params = pc.SamplingParams(max_new_tokens=12 if rehearsal else 200, seed=1)
     letters: Any = Letters(model.config.vocab_size)
     made = {"eager": pc.Sampler(model, letters, cuda_graphs=False)}
     made["graphs"] = pc.Sampler(model, letters, cuda_graphs=None if rehearsal else True)
     if rehearsal:
         made["graphs"]._capture = Again
-    same, gaps = differences(*(one.generate(prompts, params, samples_per_prompt=8) for one in made.values()))
-    stats, total = made["graphs"].stats, 8 * len(prompts)
-    found: Found = {"same": same, "of": total, "logprob_gap": max(gaps, default=0.0), "graphs": stats.graphs}
-    found |= {"steps": stats.steps, "replayed": stats.replayed_steps}
-    # spans differ, so that sums are taken in another order: a rare draw may flip
-    if same < 0.9 * total or not within(gaps, 1e-3) or stats.replayed_steps < stats.steps / 2:
-        raise GateError(f"graphs and eager steps disagree, or graphs were not used: {found}")
+
+    def compare(dtype: str) -> Found:
+        model.to(getattr(torch, dtype))
+        same, gaps = differences(*(one.generate(prompts, params, samples_per_prompt=8) for one in made.values()))
+        stats, eager = made["graphs"].stats, made["eager"].stats
+        found = {"same": same, "of": 8 * len(prompts), "agreed": len(gaps) / eager.new_tokens}
+        found |= {"mean_gap": sum(gaps) / max(len(gaps), 1), "largest_gap": max(gaps, default=0.0)}
+        found |= {"graphs": stats.graphs, "steps": stats.steps, "replayed": stats.replayed_steps}
+        if not within(gaps, torch.inf) or stats.replayed_steps < stats.steps / 2:
+            raise GateError(f"graphs were not used, or their log-probs are none, in {dtype}: {found}")
+        return found | {
+            f"tokens_per_s {name}": round(one.stats.new_tokens / one.stats.seconds, 1) for name, one in made.items()
+        }
+
+    found = {dtype: compare(dtype) for dtype in ("float64", "float32")}
     # calm weights: there bf16's rounding moves a log-prob by 0.008 on average, and keys that are one place off by 0.38
-    model.initialise(0, std=0.02).to(torch.bfloat16)
-    _, gaps = differences(*(one.generate(prompts, params, samples_per_prompt=8) for one in made.values()))
-    for name, one in made.items():
-        found[f"tokens_per_s {name}"] = round(one.stats.new_tokens / one.stats.seconds, 1)
-    found["bf16_agreed"] = len(gaps) / made["eager"].stats.new_tokens
-    found["bf16_mean_gap"] = sum(gaps) / max(len(gaps), 1)
-    # a draw flips once in some hundred tokens (or in five, of wrong keys), and the rollout is another one from there on
-    if found["bf16_agreed"] < 0.2 or not within([found["bf16_mean_gap"]], 0.05):
-        raise GateError(f"graphs and eager steps disagree in bf16: {found}")
+    model.initialise(0, std=0.02)
+    found["bfloat16"] = compare("bfloat16")
+    # Spans differ, so sums are taken in another order. In float64 no draw flips. In fp32 one in 450 did on an H100,
+    # in bf16 one in some hundred (of wrong keys one in five), and the rollout is another one from there on.
+    wrong = (
+        found["float64"]["same"] < found["float64"]["of"]
+        or found["float64"]["largest_gap"] > 1e-9
+        or found["float32"]["agreed"] < 0.5
+        or found["float32"]["largest_gap"] > 1e-3
+        or found["bfloat16"]["agreed"] < 0.2
+        or found["bfloat16"]["mean_gap"] > 0.05
+    )
+    if wrong:
+        raise GateError(f"graphs and eager steps disagree: {found}")
     return found
 
 
@@ -264,7 +279,8 @@ def differences(eager: list[pc.Group], replayed: list[pc.Group]) -> tuple[int, l
 
 def fsdp(device: torch.device, rehearsal: bool) -> Found:
     """An SFT step under FSDP2 at one rank against the same without it, then samples from the gathered model."""
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # as psychecore.runtime
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         torch.manual_seed(0)
         plain = pc.Decoder(_config(rehearsal=rehearsal)).initialise(0, std=0.05).to(device)

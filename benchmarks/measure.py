@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).resolve().parent / "results"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MODEL = Path(__file__).resolve().parents[1] / ".models" / "SmolLM2-135M-Instruct"
 
 
@@ -60,7 +61,7 @@ def roof(dtype: torch.dtype, device: torch.device | None = None) -> dict[str, fl
 
 
 def timings(work: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
-    """Seconds of each of `repeats` runs; on CUDA by events, with a cold cache and after one run to warm up."""
+    """Seconds of each of `repeats` runs; on CUDA of the GPU alone, with a cold cache and after one run to warm up."""
     if device.type != "cuda":
         return [_seconds(work) for _ in range(repeats)]
     work()
@@ -68,6 +69,7 @@ def timings(work: Callable[[], Any], device: torch.device, repeats: int) -> list
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
     for start, stop in events:
         flush.zero_()
+        torch.cuda._sleep(4_000_000)  # 2 ms, in which Python launches all of the work: the GPU doesn't wait for it
         start.record()
         work()
         stop.record()
@@ -109,6 +111,12 @@ def save(name: str, result: Mapping[str, Any]) -> None:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {path}")
+
+
+def synchronize() -> None:
+    """Wait until the device has done all that it was given."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -7,7 +7,8 @@ Each contestant is a process of its own, with its own malloc, and they take turn
 without filters; "llama.cpp greedy" takes the likeliest token, which costs it no sampling. transformers gets its best:
 one static batch, left-padded, without a stop token where all samples have the same length; in the long-tailed case
 static batches of as many sequences as the sampler has slots, each as long as its longest member. llama.cpp, where
-llama-cpp-python is installed and the dtype is bf16, shares a group's prompt as we do.
+llama-cpp-python is installed and the dtype is bf16, shares a group's prompt as we do. Where there is a GPU, psychecore
+and transformers run on it (eagerly: without torch.compile), and the result is rollouts_gpu.json.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
-from measure import MODEL, before, race, roof, save, summary
+from measure import DEVICE, MODEL, before, race, roof, save, summary, synchronize
 
 import psychecore as pc
 from psychecore.rollout.engine import Engine, Sample
@@ -68,20 +69,21 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=ALL, choices=ALL)
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
     options = parser.parse_args()
-    dtype = fast_dtype(torch.device("cpu")) if options.dtype == "auto" else getattr(torch, options.dtype)
-    results: dict[str, Any] = before("rollouts", options.cases)
+    dtype = fast_dtype(DEVICE) if options.dtype == "auto" else getattr(torch, options.dtype)
+    name = "rollouts" if DEVICE.type == "cpu" else "rollouts_gpu"
+    results: dict[str, Any] = before(name, options.cases)
     shared = {"dtype": str(dtype), "unit": "new tokens / s, prefill included", "cases": results}
     with contextlib.closing(Lanes(dtype)) as lanes:
-        for name in options.cases:
-            print(f"{name}:", flush=True)
-            if name == "growth":
-                results[name] = lanes.run("psychecore", growth)
-            elif name == "tail":
-                results[name] = tail(lanes)
+        for case in options.cases:
+            print(f"{case}:", flush=True)
+            if case == "growth":
+                results[case] = lanes.run("psychecore", growth)
+            elif case == "tail":
+                results[case] = tail(lanes)
             else:
-                results[name] = one_length(lanes, CASES[name])
-            print(f"  { {k: v for k, v in results[name].items() if k not in ('rates', 'rows')} }", flush=True)
-            save("rollouts", shared)  # after each case: what is measured stays
+                results[case] = one_length(lanes, CASES[case])
+            print(f"  { {k: v for k, v in results[case].items() if k not in ('rates', 'rows')} }", flush=True)
+            save(name, shared)  # after each case: what is measured stays
 
 
 class Lanes:
@@ -114,11 +116,11 @@ def one_length(lanes: Lanes, case: Case) -> dict[str, Any]:
         "psychecore": lanes.turn("psychecore", ours, case),
         "transformers": lanes.turn("transformers", theirs, case),
     }
-    if lanes.dtype == torch.bfloat16 and importlib.util.find_spec("llama_cpp"):
+    if DEVICE.type == "cpu" and lanes.dtype == torch.bfloat16 and importlib.util.find_spec("llama_cpp"):
         turns["llama.cpp"] = lanes.turn("llama.cpp", llama_cpp, case, 1.0)
         if case.total <= 32:
             turns["llama.cpp greedy"] = lanes.turn("llama.cpp", llama_cpp, case, 0.0)
-    result, limits = summary(race(turns, case.rounds), "psychecore"), roof(lanes.dtype)
+    result, limits = summary(race(turns, case.rounds), "psychecore"), roof(lanes.dtype, DEVICE)
     parameters = pc.ModelConfig.from_folder(MODEL).parameters
     steps = case.new * parameters * lanes.dtype.itemsize / limits["bytes_per_s"]  # each step reads every weight once
     flops = 2 * parameters * case.total * case.new / limits["flops"]
@@ -139,7 +141,7 @@ def tail(lanes: Lanes) -> dict[str, Any]:
 @functools.cache
 def our_model(dtype: torch.dtype) -> tuple[pc.Decoder, pc.Tokenizer]:
     """Loaded once."""
-    return pc.load_model(MODEL, dtype), pc.load_tokenizer(MODEL)
+    return pc.load_model(MODEL, dtype, DEVICE), pc.load_tokenizer(MODEL)
 
 
 @functools.cache
@@ -147,7 +149,8 @@ def their_model(dtype: torch.dtype) -> Any:
     """Loaded once."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype)  # a folder of ours, not a hub id # nosec
+    peer = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype)  # a folder of ours, not a hub id # nosec
+    return peer.to(DEVICE)
 
 
 @functools.lru_cache(1)
@@ -192,15 +195,15 @@ def llama_cpp(dtype: torch.dtype, case: Case, temperature: float) -> float:
 
 @torch.no_grad()
 def transformers_generate(peer: Any, rows: list[list[int]], new: int) -> None:
-    """Exactly `new` tokens for each row, which all have one length."""
+    """Exactly `new` tokens for each row, which all have one length; done when it returns."""
     from transformers import GenerationConfig
 
     config = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=new, min_new_tokens=new, pad_token_id=2
     )
-    out = peer.generate(
-        torch.tensor(rows), attention_mask=torch.ones(len(rows), len(rows[0])), generation_config=config
-    )
+    ids_BS = torch.tensor(rows, device=DEVICE)
+    out = peer.generate(ids_BS, attention_mask=torch.ones_like(ids_BS), generation_config=config)
+    synchronize()
     assert out.shape[1] == len(rows[0]) + new
 
 

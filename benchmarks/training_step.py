@@ -8,6 +8,7 @@ same weights, tokens, threads and compute dtype, and their first step is not cou
 beside bf16 weights, psychecore does. For SFT, psychecore recomputes activations and has all conversations of a step in
 one micro-batch; TRL packs to 1,024 tokens and keeps its activations, which is the faster of its two ways; plain
 transformers runs forward and backward of the same conversations in pairs of nearly equal length, without an optimizer.
+Where there is a GPU all run on it, memory is what torch allocated there, and the result is TASK_step_gpu.json.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 from loss_memory import resident
-from measure import MODEL, roof, save, summary
+from measure import DEVICE, MODEL, roof, save, summary, synchronize
 
 from psychecore.runtime import fast_dtype
 
@@ -47,12 +48,14 @@ def main() -> None:
     if options.task == "sft" and options.conversations is None:
         parser.error("sft needs --conversations")
     if options.dtype == "auto":
-        options.dtype = str(fast_dtype(torch.device("cpu"))).removeprefix("torch.")
+        options.dtype = str(fast_dtype(DEVICE)).removeprefix("torch.")
     if options.worker:
         work = {"grpo": {"psychecore": grpo, "trl": trl_grpo}, "sft": {"psychecore": sft, "trl": trl_sft}}
         work["sft"]["transformers"] = plain
         rates = work[options.task][options.worker](options)
-        print(json.dumps({"rates": rates, "peak_mib": resident("VmHWM"), "parts": PARTS}))
+        on_gpu = DEVICE.type == "cuda"
+        peak_mib = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else resident("VmHWM")
+        print(json.dumps({"rates": rates, "peak_mib": peak_mib, "parts": PARTS}))
         return
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS[options.task]}
     for number in range(options.rounds):
@@ -69,7 +72,8 @@ def main() -> None:
     result |= summary(rates, "psychecore")  # each step against the same step of the same round
     result["memory_share"] = {n: round(peak["psychecore"] / p, 3) for n, p in peak.items() if n != "psychecore"}
     print(result["times_faster"], result["memory_share"])
-    save(f"{options.task}_step", result | {"roof": roof(getattr(torch, options.dtype))})
+    name = f"{options.task}_step" if DEVICE.type == "cpu" else f"{options.task}_step_gpu"
+    save(name, result | {"roof": roof(getattr(torch, options.dtype), DEVICE)})
 
 
 def reward(completions: list[str], **_: Any) -> list[float]:
@@ -95,8 +99,9 @@ def grpo(options: argparse.Namespace) -> list[float]:
     from psychecore.train.losses import LossConfig
     from psychecore.train.optimizer import Optimizer, OptimizerConfig
 
-    dtype, alone = getattr(torch, options.dtype), Runtime(0, 1, torch.device("cpu"))
-    policy, reference = pc.load_model(MODEL, dtype), pc.load_model(MODEL, dtype).requires_grad_(False)
+    dtype, alone = getattr(torch, options.dtype), Runtime(0, 1, DEVICE)
+    policy, reference = (pc.load_model(MODEL, dtype, DEVICE) for _ in range(2))
+    reference.requires_grad_(False)
     sampler = pc.Sampler(policy, pc.load_tokenizer(MODEL), max_slots=PROMPTS * SAMPLES)
     optimizer = Optimizer(policy, OptimizerConfig(), options.steps + 1)
     loss = LossConfig(kl_coefficient=0.001)
@@ -109,6 +114,7 @@ def grpo(options: argparse.Namespace) -> list[float]:
         groups = sampler.generate(prompts, params, SAMPLES)
         rewards_PG, sampled = torch.tensor([reward(group.texts) for group in groups]), time.perf_counter()
         grpo_update(policy, optimizer, groups, pc.group_advantages(rewards_PG), config, alone, reference=reference)
+        synchronize()
         end = time.perf_counter()
         rates.append(PROMPTS * SAMPLES * NEW / (end - start))
         PARTS.append({"rollouts_s": round(sampled - start, 2), "update_s": round(end - sampled, 2)})
@@ -123,7 +129,7 @@ def trl_grpo(options: argparse.Namespace) -> list[float]:
 
     config = GRPOConfig(
         output_dir=tempfile.mkdtemp(),
-        use_cpu=True,
+        use_cpu=DEVICE.type == "cpu",
         bf16=False,
         report_to="none",
         per_device_train_batch_size=PROMPTS * SAMPLES,
@@ -175,8 +181,8 @@ def sft(options: argparse.Namespace) -> list[float]:
     from psychecore.train.optimizer import Optimizer, OptimizerConfig
     from psychecore.train.sft import SftConfig, sft_step
 
-    rows, alone = encoded(options), Runtime(0, 1, torch.device("cpu"))
-    model = pc.load_model(MODEL, getattr(torch, options.dtype))
+    rows, alone = encoded(options), Runtime(0, 1, DEVICE)
+    model = pc.load_model(MODEL, getattr(torch, options.dtype), DEVICE)
     model.checkpoint_activations = True
     optimizer = Optimizer(model, OptimizerConfig(lr=1e-5), options.steps + 1)
     config, rates = SftConfig(BATCH, token_budget=4096, max_length=1024), []
@@ -184,6 +190,7 @@ def sft(options: argparse.Namespace) -> list[float]:
         batch = rows[BATCH * step : BATCH * (step + 1)]
         start = time.perf_counter()
         sft_step(model, optimizer, batch, config, alone)
+        synchronize()
         rates.append(sum(len(row.ids) for row in batch) / (time.perf_counter() - start))
     return rates[1:]
 
@@ -195,7 +202,7 @@ def trl_sft(options: argparse.Namespace) -> list[float]:
 
     config = SFTConfig(
         output_dir=tempfile.mkdtemp(),
-        use_cpu=True,
+        use_cpu=DEVICE.type == "cpu",
         bf16=options.dtype == "bfloat16",
         report_to="none",
         packing=True,
@@ -218,6 +225,7 @@ def plain(options: argparse.Namespace) -> list[float]:
 
     rows = encoded(options)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=getattr(torch, options.dtype))  # a folder of ours # nosec
+    model.to(DEVICE)
     rates = []
     for step in range(options.steps + 1):
         batch = sorted(rows[BATCH * step : BATCH * (step + 1)], key=lambda row: len(row.ids))
@@ -225,16 +233,18 @@ def plain(options: argparse.Namespace) -> list[float]:
         for i in range(0, BATCH, 2):  # of nearly equal length, which is the best that padding can do
             pair = batch[i : i + 2]
             longest = max(len(row.ids) for row in pair)
-            ids_BS = torch.tensor([row.ids + [2] * (longest - len(row.ids)) for row in pair])
-            mask_BS = torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in pair])
+            ids_BS = torch.tensor([row.ids + [2] * (longest - len(row.ids)) for row in pair], device=DEVICE)
+            mask_BS = torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in pair], device=DEVICE)
             labels_BS = torch.tensor(
                 [
                     [i if m else -100 for i, m in zip(row.ids, row.loss_mask, strict=True)]
                     + [-100] * (longest - len(row.ids))
                     for row in pair
-                ]
+                ],
+                device=DEVICE,
             )
             model(input_ids=ids_BS, attention_mask=mask_BS, labels=labels_BS).loss.backward()
+        synchronize()
         rates.append(sum(len(row.ids) for row in batch) / (time.perf_counter() - start))
         model.zero_grad()
     return rates[1:]
@@ -249,6 +259,7 @@ def _timed(trainer: Any, tokens: int, steps: int) -> list[float]:
             self.times: list[float] = []
 
         def on_step_end(self, *arguments: Any, **options: Any) -> None:
+            synchronize()
             self.times.append(time.perf_counter())
 
     clock = Clock()
