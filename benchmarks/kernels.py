@@ -2,7 +2,7 @@
 
     python benchmarks/kernels.py                       # all models; writes benchmarks/results/kernels.json
     python benchmarks/kernels.py --models Qwen2.5-7B   # one; minutes on a GPU
-    python benchmarks/kernels.py --table               # README's table, from the committed result
+    python benchmarks/kernels.py --table               # README's tables, from the committed results
 
 On a GPU, forward and backward apart: our kernel, the torch code that it replaces, torch.compile of that, and
 liger-kernel, flash-attn and torch's SDPA where they are installed (kernel_peers.py). Medians by CUDA events with a cold
@@ -14,6 +14,7 @@ on the CPU at 256 tokens of the smallest model, which only says that they run.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -42,9 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", choices=MODELS, default=CHOSEN)
     parser.add_argument("--name", default="kernels", help="of the result file")
-    parser.add_argument("--table", action="store_true", help="print README's table and leave")
+    parser.add_argument("--table", action="store_true", help="print README's tables and leave")
     options = parser.parse_args(arguments)
     if options.table:
+        print(measured_table(json.loads((RESULTS / "kernels_gpu.json").read_text(encoding="utf-8"))), end="\n\n")
         print(table(json.loads((RESULTS / "kernels.json").read_text(encoding="utf-8")), RESOURCES.read_text("utf-8")))
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -158,6 +160,21 @@ def table(result: dict[str, Any], resources: str, model: str = "Qwen2.5-7B", chi
             f"| {row['kernel']} | {size[0]} | {size[1]} | {replaced} | {time} | {gain:.1f} x | "
             f"{found['share_of_step']:.2%} ({found['torch_share_of_step']:.2%}) | {taken(row['kernel'], resources)} |"
         )
+    return "\n".join(lines)
+
+
+def measured_table(result: dict[str, Any]) -> str:
+    """Markdown: microseconds of every kernel and of what else there is, and its share of the copy or product."""
+    contestants = [*dict.fromkeys(name for row in result["measured"] for name in row if isinstance(row[name], dict))]
+    lines = ["| kernel | " + " | ".join([*contestants[:1], "of the roof", *contestants[1:]]) + " |"]
+    lines.append("|---" * (len(contestants) + 2) + "|")
+    for row, way in itertools.product(result["measured"], ("forward", "backward")):
+        times = {name: row[name][way] for name in contestants if way in row.get(name, {})}
+        if "psychecore" not in times:
+            continue
+        cells = [_duration(times[name]["us"]) if name in times else "" for name in contestants]
+        roof = max(times["psychecore"]["share_of_copy"], times["psychecore"]["share_of_product"])
+        lines.append(f"| {row['kernel']} {way} | " + " | ".join([f"**{cells[0]}**", f"{roof:.0%}", *cells[1:]]) + " |")
     return "\n".join(lines)
 
 

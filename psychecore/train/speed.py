@@ -15,8 +15,9 @@ from psychecore.train.metrics import training_flops
 from psychecore.train.plan import Plan
 
 NODE = 8  # GPUs that the fast link joins
-KERNELS_PER_LAYER = 55  # launched by one decoding step's layer as the code stands: no fused kernels, no CUDA graph
-LAUNCH_SECONDS = 5e-6  # of one kernel, from Python: an assumption
+# What a layer of a decoding step takes in a CUDA graph beside its reads: some 25 small kernels. On an H100 that was 117 us
+# at 0.5B, 105 at 1.5B and 55 at 7B (benchmarks/results/gpu_steps.json).
+SMALL_KERNELS_SECONDS = 1e-4
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ def rollout_seconds(
     """Seconds in which a rank samples `samples` answers to `prompts` prompts, of these mean lengths.
 
     Steps: every slot decodes its share of the answers, then the longest goes on to answer_length. A step reads all
-    weights once and the cache of the running samples, their prompts' once; or takes its products' or its launches' time
-    where that is longer.
+    weights once and the cache of the running samples, their prompts' once, or takes its products' time where that is
+    longer; small kernels come on top.
     """
     rollouts, c, b = plan.rollouts, plan.model, plan.compute.itemsize
     assert rollouts is not None
@@ -105,7 +106,7 @@ def rollout_seconds(
     cache = position * (min(rollouts.rows, prompts) * prompt + slots * answer / 2)
     read = (weights + cache) / (efficiency.bandwidth * gpu.bandwidth)
     products = forward_flops(c, slots, slots, prompt + answer) / (efficiency.mfu * gpu.peak)
-    launches = c.layers * KERNELS_PER_LAYER * LAUNCH_SECONDS
+    small = c.layers * SMALL_KERNELS_SECONDS
     prefill = forward_flops(c, prompts * prompt, 0, prompt) / (efficiency.mfu * gpu.peak)
     whole = gather_seconds(plan, gpu, efficiency, b * c.parameters)  # once before the rollouts
-    return whole + prefill + steps * max(read, products, launches)
+    return whole + prefill + steps * (max(read, products) + small)
