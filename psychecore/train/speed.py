@@ -15,8 +15,8 @@ from psychecore.train.metrics import training_flops
 from psychecore.train.plan import Plan
 
 NODE = 8  # GPUs that the fast link joins
-# What a layer of a decoding step takes in a CUDA graph beside its reads: some 25 small kernels. On an H100 that was 117 us
-# at 0.5B, 105 at 1.5B and 55 at 7B (benchmarks/results/gpu_steps.json).
+# What a layer of a decoding step takes in a CUDA graph beside its reads: some 25 small kernels. On an H100 that was
+# 117 us at 0.5B, 105 at 1.5B and 55 at 7B (benchmarks/results/gpu_steps.json).
 SMALL_KERNELS_SECONDS = 1e-4
 
 
