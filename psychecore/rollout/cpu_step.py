@@ -45,15 +45,21 @@ class CpuStep:
     """Buffers, views and places for steps of one shape over one cache; a call is one step.
 
     Letters beside the usual: C columns, one a slot; X the queries of a prompt that share a key/value head. One slot's
-    products are of a matrix with a vector, 22 ms where those with two equal columns took 26 (with one column more);
-    and where it is its prompt's only sample, nothing is gathered.
+    products are of a matrix with a vector, 22 ms where those with two equal columns took 26 (with one column more).
+    Where it is the one prompt's only sample, nothing is gathered, and prompt and answer are read as one where they
+    lie together.
     """
 
     def __init__(self, model: Decoder, cache: KVCache, shape: Shape):
         c, slots, like = model.config, shape.slots, cache.answer_L2BKSH
         self.alone = shape.slots == shape.rows == shape.seats == 1  # one sample, at the one seat of the one prompt
         self.model, self.shape = model, shape  # not the cache: it holds the step, and a cycle would keep both
-        self.views = [(*read, store.view(-1, c.head_dim)) for read, store in zip(cache.views(shape), like, strict=True)]
+        store = like if cache.both_L2BKSH is None else cache.both_L2BKSH
+        self.views = [(*read, x.view(-1, c.head_dim)) for read, x in zip(cache.views(shape), store, strict=True)]
+        before = store.shape[4] - like.shape[4]  # positions of a row before the answer's first
+        self.together: list[Tensor] = []  # keys and values of prompt and answer by layer
+        if self.alone and before == shape.prompt_span:
+            self.together = list(store[:, :, :, :, : before + shape.answer_span])
         queries, heads, width = c.query_heads, c.key_value_heads, c.head_dim
         sharing, columns = queries // heads, slots
         wide = torch.promote_types(like.dtype, torch.float32)
@@ -104,12 +110,13 @@ class CpuStep:
         self.share_BKR1 = self.narrow_share_BKR[..., None]
 
         # where heads stand, to which a step adds its places: [slots, keys then values] in the cache of one layer
-        _, _, all_slots, _, span, _ = like.shape
+        _, _, all_slots, _, span, _ = store.shape
         self.slot_B, self.head_K, self.sharing_R = (
             torch.arange(n, device=like.device) for n in (slots, heads, sharing)
         )
         kind_2 = torch.arange(2, device=like.device)[:, None]
         self.store_BE = ((kind_2 * all_slots + self.slot_B[:, None, None]) * heads + self.head_K).flatten(1) * span
+        self.store_BE += before
 
     def is_current(self) -> bool:
         """Whether the model still has the weights that were found: FSDP2 puts others there, and frees these."""
@@ -134,6 +141,8 @@ class CpuStep:
         shape, heads, sharing = self.shape, len(self.head_K), len(self.sharing_R)
         self.answer_bias = length_bias(place_B + 1, shape.answer_span, self.x_DC.dtype)
         self.prompt_bias = length_bias(prompt_length_A, shape.prompt_span, self.x_DC.dtype)
+        if self.together:
+            self.bias = torch.cat((self.prompt_bias, self.answer_bias), -1)
         self.place_BE = self.store_BE + place_B[:, None]
         seats = shape.rows * shape.seats
         slot_of_seat = seat_B.new_zeros(seats + 1).index_copy_(0, seat_B, self.slot_B)  # of an empty one: any
@@ -185,6 +194,10 @@ class CpuStep:
         """Store the rows' keys and values; attend to the slots' own past and to their prompts, and merge the two."""
         k_BKSH, v_BKSH, k_AKPH, v_AKPH, flat_cache = self.views[index]
         flat_cache.index_put_((self.place_BE,), self.kv_BNH)
+        if self.together:
+            k_BKSH, v_BKSH = self.together[index]
+            self.attended_BKRH.copy_(_attend(self.q_BKRH, k_BKSH, v_BKSH, self.bias)[0])
+            return
         own_BKRH, own_lse_BKR = _attend(self.q_BKRH, k_BKSH, v_BKSH, self.answer_bias)
         if self.alone:
             shared_BKRH, shared_lse_BKR = _attend(self.q_BKRH, k_AKPH, v_AKPH, self.prompt_bias)

@@ -7,6 +7,7 @@ arXiv 2402.05099): out = (e^a out_prompt + e^b out_answer) / (e^a + e^b) with th
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -48,10 +49,16 @@ class KVCache:
     ):
         heads, width = config.key_value_heads, config.head_dim
         # zeros, not empty: a masked position still multiplies its value with 0, and 0 x NaN is NaN
-        prompts = (config.layers, rows, heads, prompt_length, width)
-        answers = (config.layers, 2, slots, heads, answer_length, width)
-        self.prompt_k_LAKPH, self.prompt_v_LAKPH = (torch.zeros(prompts, dtype=dtype, device=device) for _ in range(2))
-        self.answer_L2BKSH = torch.zeros(answers, dtype=dtype, device=device)  # 2: keys, values
+        zeros = functools.partial(torch.zeros, dtype=dtype, device=device)
+        self.both_L2BKSH: Tensor | None = None  # of one sample and one prompt on CPU, which a step can read as one
+        if rows == slots == 1 and device.type == "cpu":
+            self.both_L2BKSH = zeros(config.layers, 2, 1, heads, prompt_length + answer_length, width)
+            prompt_L2AKPH, self.answer_L2BKSH = self.both_L2BKSH.split([prompt_length, answer_length], 4)
+            self.prompt_k_LAKPH, self.prompt_v_LAKPH = prompt_L2AKPH.unbind(1)
+        else:
+            prompts = (config.layers, rows, heads, prompt_length, width)
+            self.prompt_k_LAKPH, self.prompt_v_LAKPH = zeros(prompts), zeros(prompts)
+            self.answer_L2BKSH = zeros(config.layers, 2, slots, heads, answer_length, width)  # 2: keys, values
         self.cpu_step: CpuStep | None = None  # of the last shape, with its buffers
         self._views: tuple[Shape | None, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = None, []
 

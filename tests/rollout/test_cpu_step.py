@@ -69,6 +69,38 @@ def test_a_step_gives_what_the_models_own_layers_give(
             parameter.add_(0.01)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("changes", KINDS)
+@pytest.mark.parametrize("prompt_span", [64, 32])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.bfloat16, 0.06)]
+)
+def test_one_sample_of_one_prompt_reads_both_as_one_or_apart_where_a_shorter_prompt_leaves_a_gap(
+    tiny_model: Callable[..., pc.Decoder],
+    changes: dict[str, Any],
+    prompt_span: int,
+    dtype: torch.dtype,
+    tolerance: float,
+) -> None:
+    model, shape = tiny_model(dtype, **changes), Shape(1, 1, 1, prompt_span, 48)
+    ours, theirs = (KVCache(model.config, 1, 64, 1, 64, dtype, model.device) for _ in range(2))
+    assert ours.both_L2BKSH is not None
+    assert theirs.both_L2BKSH is not None
+    ours.both_L2BKSH.copy_(torch.randn(ours.both_L2BKSH.shape, generator=torch.Generator().manual_seed(1)))
+    theirs.both_L2BKSH.copy_(ours.both_L2BKSH)
+    step = CpuStep(model, ours, shape)
+    assert len(step.together) == (model.config.layers if prompt_span == 64 else 0)
+    token, place, seat, length = (torch.tensor([value]) for value in (7, 40, 0, 29))
+    for _ in range(2):
+        got = step(token, length + place, place, seat, length)
+        expected = model(token, length + place, DecodeAttention(theirs, shape, place, seat, length))
+        assert (got - expected).norm() < tolerance * expected.norm()
+        assert (ours.both_L2BKSH - theirs.both_L2BKSH).norm() < tolerance * theirs.both_L2BKSH.norm()
+        unwritten = [*range(64 + 40), *range(64 + int(place) + 1, 128)]  # all but the answer's new places
+        assert torch.equal(ours.both_L2BKSH[:, :, :, :, unwritten], theirs.both_L2BKSH[:, :, :, :, unwritten])
+        place, token = place + 1, (token + 1) % 61
+
+
 SHARDED = """
 import torch, torch.distributed as dist
 import psychecore as pc
