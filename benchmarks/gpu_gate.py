@@ -4,9 +4,9 @@
     benchmarks/gpu_gate.sh --cpu        # rehearsal of the script itself, without a GPU, in seconds
 
 Parts: kernels in bf16 against float64 (kernels), every attention back end that is there against torch's (attention),
-sampling with CUDA graphs against eager steps in fp32 and bf16 (sampler), an FSDP2 step on one rank against a plain one
-(fsdp), and the kernels' times at Qwen2.5-7B's sizes (benchmarks). Each is a process with a time-out of its own; one
-that fails, hangs or crashes CUDA leaves the others alone. Exit code: 0 all passed, 1 some failed, 2 there is no GPU.
+sampling with CUDA graphs against eager steps in float64, fp32 and bf16 (sampler), an FSDP2 step on one rank against a
+plain one (fsdp), and the kernels' times at Qwen2.5-7B's sizes (benchmarks). Each is a process with a time-out of its
+own; one that fails, hangs or crashes CUDA leaves the others alone. Exit code: 0 all passed, 1 some failed, 2 no GPU.
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--sample", nargs="*", choices=MODELS, default=["Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B"])
     parser.add_argument("--gpu", default="H100-80", help="data sheet that predictions are for, as in plan.py")
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device here")
     planner = load_config(Planner, ["--config", str(PRESET), "--gpu", options.gpu], __doc__, skip=OTHERS)
     backends = {way: resolve_backend(CUDA, torch.bfloat16, way == "cache") for way in ("segments", "cache")}
     result: dict[str, Any] = {"roof": roof(torch.bfloat16, CUDA), "attention": backends, "rows": []}
@@ -177,10 +179,10 @@ def rollouts(name: str, planner: Planner) -> dict[str, Any]:
     predicted = rollout_seconds(plan, planner.machine, planner.efficiency, GROUPS, total, work.prompt, work.answer)
     eager = pc.Sampler(model, letters, recipe.sampling.max_slots, cuda_graphs=False)
     few = replace(params, max_new_tokens=64)
-    apart = {}
+    apart, occupancy = {}, round(graphs.stats.occupancy, 3)
     for way, sampler in (("graphs", graphs), ("eager", eager)):
         apart[f"{way}_ms_a_step"] = round(1e3 * seconds(lambda: sampler.generate(ids[:24], few, samples), 1) / 64, 3)  # noqa: B023
-    return compared(total * work.answer, measured, predicted) | apart | {"occupancy": round(graphs.stats.occupancy, 3)}
+    return compared(total * work.answer, measured, predicted) | apart | {"occupancy": occupancy}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ without filters; "llama.cpp greedy" takes the likeliest token, which costs it no
 one static batch, left-padded, without a stop token where all samples have the same length; in the long-tailed case
 static batches of as many sequences as the sampler has slots, each as long as its longest member. llama.cpp, where
 llama-cpp-python is installed and the dtype is bf16, shares a group's prompt as we do. Where there is a GPU, psychecore
-and transformers run on it (eagerly: without torch.compile), and the result is rollouts_gpu.json.
+and transformers run on it, psychecore with its CUDA graphs, transformers as it comes, without torch.compile; the result
+is rollouts_gpu.json.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from measure import DEVICE, MODEL, before, race, roof, save, summary, synchroniz
 
 import psychecore as pc
 from psychecore.rollout.engine import Engine, Sample
+from psychecore.rollout.graphs import CudaCapture
 from psychecore.runtime import fast_dtype
 
 
@@ -229,7 +231,8 @@ def ours_tail(dtype: torch.dtype) -> float:
     waiting = [Sample(i // TAIL.samples, i % TAIL.samples, i, lengths[i]) for i in range(TAIL.total)]
     params = pc.SamplingParams(max_new_tokens=TAIL.new, ignore_stop=True)
     stops = sorted(tokenizer.stop_ids)
-    engine = Engine(model, TAIL.ids, waiting, params, TAIL_SLOTS, TAIL.prompts, stops, tokenizer.valid_ids)
+    capture = CudaCapture(DEVICE) if DEVICE.type == "cuda" else None
+    engine = Engine(model, TAIL.ids, waiting, params, TAIL_SLOTS, TAIL.prompts, stops, tokenizer.valid_ids, capture)
     start = time.perf_counter()
     total = sum(len(said.token_ids) for said in engine.run())
     assert total == sum(lengths)

@@ -52,6 +52,7 @@ def plan_run(config: Any, model: ModelConfig, ranks: int, compute: torch.dtype, 
             params=params,
             max_slots=config.sampling.max_slots,
             memory_gib=config.sampling.memory_gib,
+            graphs=config.sampling.cuda_graphs is not False,
         )
         reference = "none" if train.loss.kl_coefficient == 0 else config.reference.device
         return replace(plan, rollouts=rollouts, reference=reference)
@@ -94,6 +95,7 @@ def _rollouts(
     params: SamplingParams,
     max_slots: int,
     memory_gib: float | None,
+    graphs: bool = True,
 ) -> RolloutPlan:
     """Slots and rows as the sampler itself plans them, for prompts of the greatest length."""
     with torch.device("meta"):
@@ -108,6 +110,7 @@ def _rollouts(
         prompt_length=-(-prompt // SPAN) * SPAN,
         answer_length=-(-params.max_new_tokens // SPAN) * SPAN,
         prefill_tokens=min(max(PREFILL_TOKENS // prompt, 1), rows) * prompt,
+        graphs=graphs,
         filtered=params.temperature not in (0, 1) or params.top_p < 1 or params.top_k > 0 or params.min_p > 0,
     )
 

@@ -29,7 +29,7 @@ from psychecore.rollout.sampling import SamplingParams
 
 PREFILL_TOKENS = 4096  # of one forward pass; bounds its activations
 SPAN = 32  # cached positions are read in multiples of this
-GRAPH_SPAN = 256  # and in a CUDA graph in this, 4 times, 16 times as many: its kernels skip what no sample has
+GRAPH_SPAN = 256  # and in a CUDA graph in this, 4 times, 16 times as many: 16-bit kernels skip what no sample has
 
 
 @dataclass
@@ -288,7 +288,8 @@ class Engine:
         )
 
     def _span(self, positions: int, limit: int) -> int:
-        """A multiple of SPAN; with graphs coarser: a graph costs two eager steps, and kernels stop at a length."""
+        """A multiple of SPAN. With graphs coarser: a shape costs an eager step and a capture as long, and kernels stop
+        at a length (not SDPA, which is for fp32 on GPUs: there the whole span is read)."""
         if self.graphs is None:
             return _up(positions, SPAN)
         span = GRAPH_SPAN

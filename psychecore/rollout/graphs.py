@@ -22,7 +22,7 @@ from torch import nn
 from psychecore.rollout.kv_cache import Shape
 
 # Beyond it the one used longest ago is dropped. The buckets of slots, rows, seats and spans allow for more, but a call
-# walks through few at a time: old samples leave, and the spans grow by a third or a half.
+# walks through few at a time: old samples leave, and the spans grow to four times as much.
 LIMIT = 64
 
 Work = Callable[[], None]

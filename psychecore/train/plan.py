@@ -46,7 +46,8 @@ class MicroBatch:
 @dataclass(frozen=True)
 class RolloutPlan:
     """A rank's cache, `rows` prompts of prompt_length and `slots` samples of answer_length (the padded lengths), and
-    the tokens of one prefill pass. `filtered`: a temperature other than 1, top-k, top-p or min-p."""
+    the tokens of one prefill pass. `filtered`: a temperature other than 1, top-k, top-p or min-p. `graphs`: whether
+    decoding steps are CUDA graphs."""
 
     slots: int
     rows: int
@@ -54,6 +55,7 @@ class RolloutPlan:
     answer_length: int
     prefill_tokens: int
     filtered: bool = False
+    graphs: bool = True
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from psychecore.train.metrics import training_flops
 from psychecore.train.plan import Plan
 
 NODE = 8  # GPUs that the fast link joins
-# What a layer of a decoding step takes in a CUDA graph beside its reads: some 25 small kernels. On an H100 that was
-# 117 us at 0.5B, 105 at 1.5B and 55 at 7B (benchmarks/results/gpu_steps.json).
-SMALL_KERNELS_SECONDS = 1e-4
+# What a layer of a decoding step takes beside its reads, some 25 small kernels: in a CUDA graph, from fits to an H100's
+# rollouts (about 110 us at 0.5B, 90 at 1.5B, 50 at 7B), and launched one by one from Python, which hides the reads
+# (1.3 to 1.45 ms on that machine's CPU; both benchmarks/results/gpu_steps.json).
+GRAPH_LAYER_SECONDS, EAGER_LAYER_SECONDS = 1e-4, 1.4e-3
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def rollout_seconds(
 
     Steps: every slot decodes its share of the answers, then the longest goes on to answer_length. A step reads all
     weights once and the cache of the running samples, their prompts' once, or takes its products' time where that is
-    longer; small kernels come on top.
+    longer. Small kernels come on top, or hide both where Python launches them.
     """
     rollouts, c, b = plan.rollouts, plan.model, plan.compute.itemsize
     assert rollouts is not None
@@ -106,7 +107,8 @@ def rollout_seconds(
     cache = position * (min(rollouts.rows, prompts) * prompt + slots * answer / 2)
     read = (weights + cache) / (efficiency.bandwidth * gpu.bandwidth)
     products = forward_flops(c, slots, slots, prompt + answer) / (efficiency.mfu * gpu.peak)
-    small = c.layers * SMALL_KERNELS_SECONDS
+    graph, eager = c.layers * GRAPH_LAYER_SECONDS, c.layers * EAGER_LAYER_SECONDS
+    step = max(read, products) + graph if rollouts.graphs else max(read, products, eager)
     prefill = forward_flops(c, prompts * prompt, 0, prompt) / (efficiency.mfu * gpu.peak)
     whole = gather_seconds(plan, gpu, efficiency, b * c.parameters)  # once before the rollouts
-    return whole + prefill + steps * (max(read, products) + small)
+    return whole + prefill + steps * step
