@@ -34,7 +34,8 @@ def token_logprobs(
 
     hidden_TD and head_weight_VD in one floating dtype, labels_T int64 in [0, V). Results are fp32 (float64 for
     float64 inputs) and differentiable once in hidden and weight. At temperature t the distribution is
-    softmax(logits / t). Raises ValueError for a temperature that is not above 0 or for misshapen inputs.
+    softmax(logits / t). Raises ValueError for a temperature that is not above 0, for misshapen inputs, and on CPU for
+    labels beyond the vocabulary (-100 included: pass only rows that count); a GPU would have to be waited for.
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, but a log-probability needs one above 0")
@@ -42,10 +43,21 @@ def token_logprobs(
         raise ValueError(f"hidden {tuple(hidden_TD.shape)} and head {tuple(head_weight_VD.shape)} must share a width")
     if labels_T.shape != hidden_TD.shape[:1]:
         raise ValueError(f"{hidden_TD.shape[0]} hidden states need as many labels, not {tuple(labels_T.shape)}")
+    _check_labels(labels_T, len(head_weight_VD))
     if fused.takes_token_logprobs(hidden_TD):
         return fused.token_logprobs(hidden_TD, head_weight_VD, labels_T, temperature)
     logprobs_T, entropy_T = _TokenLogprobs.apply(hidden_TD, head_weight_VD, labels_T, temperature)
     return logprobs_T, entropy_T
+
+
+def _check_labels(labels_T: Tensor, vocabulary: int) -> None:
+    """Where their numbers are at hand: not on a GPU, in a compiler or in a fake tensor."""
+    if torch.compiler.is_compiling() or type(labels_T) is not Tensor or labels_T.device.type != "cpu":
+        return
+    outside_T = ((labels_T < 0) | (labels_T >= vocabulary)).nonzero()
+    if len(outside_T):
+        row = int(outside_T[0])
+        raise ValueError(f"label {int(labels_T[row])} of row {row} is not a token id in 0..{vocabulary - 1}")
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -70,6 +70,12 @@ def test_a_temperature_that_is_not_above_0_is_refused(temperature):
         token_logprobs(torch.ones(1, 2), torch.ones(3, 2), torch.zeros(1, dtype=torch.int64), temperature)
 
 
+@pytest.mark.parametrize("label", [-100, -1, 11])
+def test_a_label_beyond_the_vocabulary_is_named(label):
+    with pytest.raises(ValueError, match=f"label {label} of row 1 is not a token id in 0..10"):
+        token_logprobs(torch.ones(3, 4), torch.ones(11, 4), torch.tensor([10, label, 99]))
+
+
 def test_misshapen_inputs_are_refused():
     with pytest.raises(ValueError, match="must share a width"):
         token_logprobs(torch.ones(1, 2), torch.ones(3, 4), torch.zeros(1, dtype=torch.int64))
