@@ -29,7 +29,7 @@ from psychecore.model.attention import (
     varlen_attn,
 )
 from psychecore.rollout.engine import GRAPH_SPAN
-from psychecore.runtime import Runtime
+from psychecore.runtime import COLLECTIVES, Runtime
 from psychecore.text.tokenizer import Encoded
 from psychecore.train.optimizer import Optimizer, OptimizerConfig
 from psychecore.train.sft import SftConfig, sft_step
@@ -282,8 +282,7 @@ def differences(eager: list[pc.Group], replayed: list[pc.Group]) -> tuple[int, l
 
 def fsdp(device: torch.device, rehearsal: bool) -> Found:
     """An SFT step under FSDP2 at one rank against the same without it, then samples from the gathered model."""
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # as psychecore.runtime
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(COLLECTIVES[device.type], store=dist.HashStore(), rank=0, world_size=1)
     try:
         torch.manual_seed(0)
         plain = pc.Decoder(_config(rehearsal=rehearsal)).initialise(0, std=0.05).to(device)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from gate_parts import Letters
-from measure import roof, save
+from measure import DEVICE, roof, save, synchronize
 
 import psychecore as pc
 from psychecore.model.attention import resolve_backend
@@ -41,7 +41,6 @@ from plan import MODELS, OTHERS, PRESET, Planner, make_plan
 
 CONVERSATIONS, LONGEST = 128, 16  # of an SFT step that is timed, and of one that measures memory
 GROUPS, ROUNDS = 48, 3
-CUDA = torch.device("cuda")
 
 
 def main() -> None:
@@ -54,8 +53,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("torch sees no CUDA device here")
     planner = load_config(Planner, ["--config", str(PRESET), "--gpu", options.gpu], __doc__, skip=OTHERS)
-    backends = {way: resolve_backend(CUDA, torch.bfloat16, way == "cache") for way in ("segments", "cache")}
-    result: dict[str, Any] = {"roof": roof(torch.bfloat16, CUDA), "attention": backends, "rows": []}
+    backends = {way: resolve_backend(DEVICE, torch.bfloat16, way == "cache") for way in ("segments", "cache")}
+    result: dict[str, Any] = {"roof": roof(torch.bfloat16, DEVICE), "attention": backends, "rows": []}
     work = [(name, measure) for name in options.train for measure in (sft, update)]
     work += [(name, rollouts) for name in options.sample]
     for name, measure in work:
@@ -66,10 +65,10 @@ def main() -> None:
 
 
 def random_model(name: str) -> pc.Decoder:
-    """A model of random weights on the GPU, in bf16."""
+    """A model of random weights in bf16, drawn on the GPU: `initialise` draws on the CPU, slowly at 7B."""
     with torch.device("meta"):
         model = pc.Decoder(MODELS[name]).to(torch.bfloat16)
-    model.to_empty(device=CUDA)
+    model.to_empty(device=DEVICE)
     torch.manual_seed(0)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
@@ -81,10 +80,10 @@ def seconds(run: Callable[[], Any], rounds: int = ROUNDS) -> float:
     """Median of some runs, after one that warms up."""
     times = []
     for number in range(rounds + 1):
-        torch.cuda.synchronize()
+        synchronize()
         start = time.perf_counter()
         run()
-        torch.cuda.synchronize()
+        synchronize()
         times += [time.perf_counter() - start] if number else []
     return statistics.median(times)
 
@@ -109,7 +108,7 @@ def sft(name: str, planner: Planner) -> dict[str, Any]:
     recipe, work, model = planner.sft, planner.work, random_model(name)
     plan = make_plan(recipe, model.config, 1)
     model.checkpoint_activations = recipe.model.checkpoint_activations
-    optimizer, alone = Optimizer(model, recipe.optimizer, 1000), Runtime(0, 1, CUDA)
+    optimizer, alone = Optimizer(model, recipe.optimizer, 1000), Runtime(0, 1, DEVICE)
     labels = round(work.conversation * work.answer_share)
     batch = conversations(CONVERSATIONS, work.conversation, labels, model.config.vocab_size)
     measured = seconds(lambda: sft_step(model, optimizer, batch, recipe.train, alone))
@@ -132,7 +131,7 @@ def update(name: str, planner: Planner) -> dict[str, Any]:
     plan = make_plan(recipe, model.config, 1)
     reference = random_model(name).requires_grad_(False)
     model.checkpoint_activations = recipe.model.checkpoint_activations
-    optimizer, alone = Optimizer(model, recipe.optimizer, 1000), Runtime(0, 1, CUDA)
+    optimizer, alone = Optimizer(model, recipe.optimizer, 1000), Runtime(0, 1, DEVICE)
     samples = recipe.train.samples_per_prompt
     config = replace(recipe.train, prompts_per_step=GROUPS, mini_batches=1)
 
@@ -179,9 +178,12 @@ def rollouts(name: str, planner: Planner) -> dict[str, Any]:
     predicted = rollout_seconds(plan, planner.machine, planner.efficiency, GROUPS, total, work.prompt, work.answer)
     eager = pc.Sampler(model, letters, recipe.sampling.max_slots, cuda_graphs=False)
     few = replace(params, max_new_tokens=64)
-    apart, occupancy = {}, round(graphs.stats.occupancy, 3)
-    for way, sampler in (("graphs", graphs), ("eager", eager)):
-        apart[f"{way}_ms_a_step"] = round(1e3 * seconds(lambda: sampler.generate(ids[:24], few, samples), 1) / 64, 3)  # noqa: B023
+    occupancy = round(graphs.stats.occupancy, 3)
+
+    def step_ms(sampler: pc.Sampler) -> float:
+        return round(1e3 * seconds(lambda: sampler.generate(ids[:24], few, samples), 1) / few.max_new_tokens, 3)
+
+    apart = {"graphs_ms_a_step": step_ms(graphs), "eager_ms_a_step": step_ms(eager)}
     return compared(total * work.answer, measured, predicted) | apart | {"occupancy": occupancy}
 
 

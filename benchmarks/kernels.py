@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from kernel_cases import CASES, KernelCase, Sizes, Work
 from kernel_peers import peers
-from measure import RESULTS, roof, save, timings
+from measure import DEVICE, RESULTS, roof, save, timings
 from roofline import predict
 from torch import Tensor
 from torch._functorch import config as functorch_config
@@ -49,16 +49,15 @@ def main(arguments: list[str] | None = None) -> None:
         print(measured_table(json.loads((RESULTS / "kernels_gpu.json").read_text(encoding="utf-8"))), end="\n\n")
         print(table(json.loads((RESULTS / "kernels.json").read_text(encoding="utf-8")), RESOURCES.read_text("utf-8")))
         return
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     functorch_config.donated_buffer = False  # backward is timed by running it again on one graph
-    result: dict[str, Any] = {"unit": "us", "dtype": str(dtype), "roof": roof(dtype, device)}
+    result: dict[str, Any] = {"unit": "us", "dtype": str(dtype), "roof": roof(dtype, DEVICE)}
     result["predicted"] = [predict(case, Sizes(name, MODELS[name])) for name in options.models for case in CASES]
     result["measured"] = []
-    for sizes in [Sizes(name, MODELS[name]) for name in options.models] if device.type == "cuda" else [ON_CPU]:
+    for sizes in [Sizes(name, MODELS[name]) for name in options.models] if DEVICE.type == "cuda" else [ON_CPU]:
         for case in CASES:
-            row = {"kernel": case.name, "model": sizes.model, "device": device.type, "tokens": sizes.tokens}
-            result["measured"].append(row | measure(case, sizes, dtype, device, result["roof"]))
+            row = {"kernel": case.name, "model": sizes.model, "device": DEVICE.type, "tokens": sizes.tokens}
+            result["measured"].append(row | measure(case, sizes, dtype, DEVICE, result["roof"]))
             print(json.dumps(result["measured"][-1]), flush=True)
             save(options.name, result)
 

@@ -16,6 +16,7 @@ import torch
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SUFFIX = "" if DEVICE.type == "cpu" else "_gpu"  # of the result files: a GPU's stand beside a CPU's
 MODEL = Path(__file__).resolve().parents[1] / ".models" / "SmolLM2-135M-Instruct"
 
 
@@ -48,9 +49,8 @@ def summary(rates: Mapping[str, list[float]], ours: str) -> dict[str, Any]:
     }
 
 
-def roof(dtype: torch.dtype, device: torch.device | None = None) -> dict[str, float]:
+def roof(dtype: torch.dtype, device: torch.device) -> dict[str, float]:
     """Bytes a second of a large copy (read plus write) and FLOP/s of a large matrix product, here and now."""
-    device = device or torch.device("cpu")
     x = torch.ones((4096 if device.type == "cuda" else 512) * 2**18, device=device)  # no cache holds two of these
     y = torch.empty_like(x)
     side = 8192 if device.type == "cuda" else 2048

@@ -25,11 +25,10 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
-from measure import DEVICE, MODEL, before, race, roof, save, summary, synchronize
+from measure import DEVICE, MODEL, SUFFIX, before, race, roof, save, summary, synchronize
 
 import psychecore as pc
 from psychecore.rollout.engine import Engine, Sample
-from psychecore.rollout.graphs import CudaCapture
 from psychecore.runtime import fast_dtype
 
 
@@ -72,20 +71,19 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
     options = parser.parse_args()
     dtype = fast_dtype(DEVICE) if options.dtype == "auto" else getattr(torch, options.dtype)
-    name = "rollouts" if DEVICE.type == "cpu" else "rollouts_gpu"
-    results: dict[str, Any] = before(name, options.cases)
+    results: dict[str, Any] = before(f"rollouts{SUFFIX}", options.cases)
     shared = {"dtype": str(dtype), "unit": "new tokens / s, prefill included", "cases": results}
     with contextlib.closing(Lanes(dtype)) as lanes:
-        for case in options.cases:
-            print(f"{case}:", flush=True)
-            if case == "growth":
-                results[case] = lanes.run("psychecore", growth)
-            elif case == "tail":
-                results[case] = tail(lanes)
+        for name in options.cases:
+            print(f"{name}:", flush=True)
+            if name == "growth":
+                results[name] = lanes.run("psychecore", growth)
+            elif name == "tail":
+                results[name] = tail(lanes)
             else:
-                results[case] = one_length(lanes, CASES[case])
-            print(f"  { {k: v for k, v in results[case].items() if k not in ('rates', 'rows')} }", flush=True)
-            save(name, shared)  # after each case: what is measured stays
+                results[name] = one_length(lanes, CASES[name])
+            print(f"  { {k: v for k, v in results[name].items() if k not in ('rates', 'rows')} }", flush=True)
+            save(f"rollouts{SUFFIX}", shared)  # after each case: what is measured stays
 
 
 class Lanes:
@@ -231,7 +229,7 @@ def ours_tail(dtype: torch.dtype) -> float:
     waiting = [Sample(i // TAIL.samples, i % TAIL.samples, i, lengths[i]) for i in range(TAIL.total)]
     params = pc.SamplingParams(max_new_tokens=TAIL.new, ignore_stop=True)
     stops = sorted(tokenizer.stop_ids)
-    capture = CudaCapture(DEVICE) if DEVICE.type == "cuda" else None
+    capture = our_sampler(dtype, TAIL_SLOTS)._capture()
     engine = Engine(model, TAIL.ids, waiting, params, TAIL_SLOTS, TAIL.prompts, stops, tokenizer.valid_ids, capture)
     start = time.perf_counter()
     total = sum(len(said.token_ids) for said in engine.run())

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from loss_memory import resident
-from measure import DEVICE, MODEL, roof, save, summary, synchronize
+from measure import DEVICE, MODEL, SUFFIX, roof, save, summary, synchronize
 
 from psychecore.runtime import fast_dtype
 
@@ -72,8 +72,7 @@ def main() -> None:
     result |= summary(rates, "psychecore")  # each step against the same step of the same round
     result["memory_share"] = {n: round(peak["psychecore"] / p, 3) for n, p in peak.items() if n != "psychecore"}
     print(result["times_faster"], result["memory_share"])
-    name = f"{options.task}_step" if DEVICE.type == "cpu" else f"{options.task}_step_gpu"
-    save(name, result | {"roof": roof(getattr(torch, options.dtype), DEVICE)})
+    save(f"{options.task}_step{SUFFIX}", result | {"roof": roof(getattr(torch, options.dtype), DEVICE)})
 
 
 def reward(completions: list[str], **_: Any) -> list[float]:

@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 
 EXIT_STUCK = 3
+# Back ends by device. gloo stands beside nccl for plain numbers, and for what lies in host memory (CPU offload).
+COLLECTIVES = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: a terminal that was closed
 
 
@@ -173,9 +175,7 @@ def runtime(device: str = "auto", timeout_minutes: float = 60.0) -> Iterator[Run
             store, rank, world_size = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
             # torchrun keeps one store over its restarts, in which the addresses of dead ranks still stand
             store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-            # gloo beside nccl: plain numbers, and what lies in host memory (CPU offload)
-            backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+            dist.init_process_group(COLLECTIVES[kind], store=store, rank=rank, world_size=world_size, timeout=timeout)
     watch = Watch(rank, 60 * timeout_minutes)
     before = {}
     if threading.current_thread() is threading.main_thread():

@@ -46,37 +46,35 @@ class CpuStep:
 
     Letters beside the usual: C columns, one a slot; X the queries of a prompt that share a key/value head. One slot's
     products are of a matrix with a vector, 22 ms where those with two equal columns took 26 (with one column more).
-    Where it is the one prompt's only sample, nothing is gathered, and prompt and answer are read as one where they
-    lie together.
+    Where it is the one prompt's only sample and both lie together, they are read as one, and nothing is gathered.
     """
 
     def __init__(self, model: Decoder, cache: KVCache, shape: Shape):
         c, slots, like = model.config, shape.slots, cache.answer_L2BKSH
-        self.alone = shape.slots == shape.rows == shape.seats == 1  # one sample, at the one seat of the one prompt
         self.model, self.shape = model, shape  # not the cache: it holds the step, and a cycle would keep both
         store = like if cache.both_L2BKSH is None else cache.both_L2BKSH
         self.views = [(*read, x.view(-1, c.head_dim)) for read, x in zip(cache.views(shape), store, strict=True)]
         before = store.shape[4] - like.shape[4]  # positions of a row before the answer's first
         self.together: list[Tensor] = []  # keys and values of prompt and answer by layer
-        if self.alone and before == shape.prompt_span:
+        if shape.slots == shape.rows == shape.seats == 1 and before == shape.prompt_span:
             self.together = list(store[:, :, :, :, : before + shape.answer_span])
         queries, heads, width = c.query_heads, c.key_value_heads, c.head_dim
-        sharing, columns = queries // heads, slots
+        sharing = queries // heads
         wide = torch.promote_types(like.dtype, torch.float32)
 
         self.layers = [cast(Layer, layer) for layer in model.layers]
         self.weights = [Weights.of(layer) for layer in self.layers]
 
         # one column each: residual, its wide copy and square, normed, products, and what attention gives
-        self.x_DC, self.normed_DC, self.product_DC = (like.new_zeros(c.width, columns) for _ in range(3))
+        self.x_DC, self.normed_DC, self.product_DC = (like.new_zeros(c.width, slots) for _ in range(3))
         self.wide_DC = self.x_DC if wide == like.dtype else self.x_DC.to(wide)
         self.square_DC = torch.zeros_like(self.wide_DC)
-        self.scale_C, self.eps_C = self.square_DC.new_zeros(columns), self.square_DC.new_full((columns,), c.rms_eps)
-        self.qkv_EC = like.new_zeros((queries + 2 * heads) * width, columns)
-        self.qkv_BNH = self.qkv_EC.view(-1, width, columns).permute(2, 0, 1)[:slots]
-        self.attended_EC = like.new_zeros(queries * width, columns)
-        self.attended_BKRH = self.attended_EC.view(heads, sharing, width, columns).permute(3, 0, 1, 2)[:slots]
-        self.gate_up_EC = like.new_zeros(2 * c.feed_forward_width, columns)
+        self.scale_C, self.eps_C = self.square_DC.new_zeros(slots), self.square_DC.new_full((slots,), c.rms_eps)
+        self.qkv_EC = like.new_zeros((queries + 2 * heads) * width, slots)
+        self.qkv_BNH = self.qkv_EC.view(-1, width, slots).permute(2, 0, 1)
+        self.attended_EC = like.new_zeros(queries * width, slots)
+        self.attended_BKRH = self.attended_EC.view(heads, sharing, width, slots).permute(3, 0, 1, 2)
+        self.gate_up_EC = like.new_zeros(2 * c.feed_forward_width, slots)
         self.gate_FC, self.up_FC = self.gate_up_EC.chunk(2)
         self.active_FC = torch.zeros_like(self.gate_FC)
 
@@ -134,16 +132,17 @@ class CpuStep:
         for index, weights in enumerate(self.weights):
             self._layer(index, weights)
         self._norm(self.model.norm.weight)
-        return self.normed_DC.T[: self.shape.slots]
+        return self.normed_DC.T
 
     def locate(self, place_B: Tensor, seat_B: Tensor, prompt_length_A: Tensor) -> None:
         """Work out what goes where: once a step, not once a layer."""
         shape, heads, sharing = self.shape, len(self.head_K), len(self.sharing_R)
         self.answer_bias = length_bias(place_B + 1, shape.answer_span, self.x_DC.dtype)
         self.prompt_bias = length_bias(prompt_length_A, shape.prompt_span, self.x_DC.dtype)
+        self.place_BE = self.store_BE + place_B[:, None]
         if self.together:
             self.bias = torch.cat((self.prompt_bias, self.answer_bias), -1)
-        self.place_BE = self.store_BE + place_B[:, None]
+            return
         seats = shape.rows * shape.seats
         slot_of_seat = seat_B.new_zeros(seats + 1).index_copy_(0, seat_B, self.slot_B)  # of an empty one: any
         slot_A1G1 = slot_of_seat[:seats].view(shape.rows, 1, shape.seats, 1)
@@ -199,17 +198,13 @@ class CpuStep:
             self.attended_BKRH.copy_(_attend(self.q_BKRH, k_BKSH, v_BKSH, self.bias)[0])
             return
         own_BKRH, own_lse_BKR = _attend(self.q_BKRH, k_BKSH, v_BKSH, self.answer_bias)
-        if self.alone:
-            shared_BKRH, shared_lse_BKR = _attend(self.q_BKRH, k_AKPH, v_AKPH, self.prompt_bias)
-        else:
-            torch.index_select(self.flat_row, 0, self.to_seat, out=self.flat_seated)
-            shared_AKXH, shared_lse_AKX = _attend(self.seated_AKXH, k_AKPH, v_AKPH, self.prompt_bias)
-            torch.index_select(shared_AKXH.reshape(self.flat_seated.shape), 0, self.from_seat, out=self.flat_shared)
-            torch.index_select(shared_lse_AKX.reshape(-1), 0, self.from_seat, out=self.flat_shared_lse)
-            shared_BKRH, shared_lse_BKR = self.shared_BKRH, self.shared_lse_BKR
-        torch.sub(own_lse_BKR, shared_lse_BKR, out=self.share_BKR).sigmoid_()
+        torch.index_select(self.flat_row, 0, self.to_seat, out=self.flat_seated)
+        shared_AKXH, shared_lse_AKX = _attend(self.seated_AKXH, k_AKPH, v_AKPH, self.prompt_bias)
+        torch.index_select(shared_AKXH.reshape(self.flat_seated.shape), 0, self.from_seat, out=self.flat_shared)
+        torch.index_select(shared_lse_AKX.reshape(-1), 0, self.from_seat, out=self.flat_shared_lse)
+        torch.sub(own_lse_BKR, self.shared_lse_BKR, out=self.share_BKR).sigmoid_()
         self.narrow_share_BKR.copy_(self.share_BKR)
-        torch.lerp(shared_BKRH, own_BKRH, self.share_BKR1, out=self.attended_BKRH)
+        torch.lerp(self.shared_BKRH, own_BKRH, self.share_BKR1, out=self.attended_BKRH)
 
 
 def _multiply(product: Product, x: Tensor, out: Tensor) -> None:

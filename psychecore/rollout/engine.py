@@ -302,11 +302,9 @@ class Engine:
 
         With graphs of 1, 2, 4, 8, ...: there a step takes hardly longer for more slots, and a graph as long as many.
         """
-        size = 1
-        while size < value:
-            half = size + size // 2
-            between = self.graphs is None and size & (size - 1) == 0 and 1 < size < value <= half
-            size = half if between else size * 2
+        size = 1 << max(value - 1, 0).bit_length()
+        if self.graphs is None and size > 2 and value <= size // 4 * 3:
+            size = size // 4 * 3
         return size if limit is None else min(size, limit)
 
 

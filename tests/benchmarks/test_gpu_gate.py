@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,37 +120,39 @@ def test_on_a_gpu_all_installed_back_ends_are_compared(monkeypatch: pytest.Monke
     assert gate_parts.back_ends(gpu, cached=True) == ["flash", "triton"]
 
 
-@pytest.mark.parametrize("shift", [torch.nan, 1])
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-def test_graphs_whose_log_probs_are_others_do_not_pass(
-    dtype: str, shift: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def spoil(monkeypatch: pytest.MonkeyPatch, dtype: str, change: Callable[[pc.Rollout], None]) -> None:
+    """Change what the sampler with graphs gives in this dtype."""
     right = pc.Sampler.generate
 
     def generate(self: pc.Sampler, *arguments: Any, **options: Any) -> list[pc.Group]:
         groups = right(self, *arguments, **options)
         if self._capture is gate_parts.Again and self.model.embed.weight.dtype == getattr(torch, dtype):
             for rollout in (rollout for group in groups for rollout in group.rollouts):
-                rollout.logprobs = [logprob + shift for logprob in rollout.logprobs]
+                change(rollout)
         return groups
 
     monkeypatch.setattr(pc.Sampler, "generate", generate)
+
+
+@pytest.mark.parametrize("shift", [torch.nan, 1])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_graphs_whose_log_probs_are_others_do_not_pass(
+    dtype: str, shift: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(rollout: pc.Rollout) -> None:
+        rollout.logprobs = [logprob + shift for logprob in rollout.logprobs]
+
+    spoil(monkeypatch, dtype, change)
     with pytest.raises(gate_parts.GateError, match=f"none, in {dtype}" if shift != 1 else "steps disagree"):
         gate_parts.sampler(torch.device("cpu"), True)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_graphs_that_say_something_else_do_not_pass(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = pc.Sampler.generate
+    def change(rollout: pc.Rollout) -> None:
+        rollout.token_ids[1:] = [0] * len(rollout.token_ids[1:])
 
-    def generate(self: pc.Sampler, *arguments: Any, **options: Any) -> list[pc.Group]:
-        groups = right(self, *arguments, **options)
-        if self._capture is gate_parts.Again and self.model.embed.weight.dtype == getattr(torch, dtype):
-            for rollout in (rollout for group in groups for rollout in group.rollouts):
-                rollout.token_ids[1:] = [0] * len(rollout.token_ids[1:])
-        return groups
-
-    monkeypatch.setattr(pc.Sampler, "generate", generate)
+    spoil(monkeypatch, dtype, change)
     with pytest.raises(gate_parts.GateError, match="steps disagree"):
         gate_parts.sampler(torch.device("cpu"), True)
 
