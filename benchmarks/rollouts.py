@@ -3,7 +3,8 @@
     .venv-bench/bin/python benchmarks/rollouts.py                 # all cases, about 15 minutes on 2 cores
     .venv-bench/bin/python benchmarks/rollouts.py --cases one     # one, group32, group64, shared600, tail, growth
 
-Each contestant is a process of its own, with its own malloc, and they take turns. Each samples at temperature 1
+Each contestant is a process of its own, with its own malloc, and they take turns; on CPU psychecore's prefill is
+compiled (`--model.compile true` in the recipes), its decoding step is not. Each samples at temperature 1
 without filters; "llama.cpp greedy" takes the likeliest token, which costs it no sampling. transformers gets its best:
 one static batch, left-padded, without a stop token where all samples have the same length; in the long-tailed case
 static batches of as many sequences as the sampler has slots, each as long as its longest member. llama.cpp, where
@@ -28,6 +29,7 @@ import torch
 from measure import DEVICE, MODEL, SUFFIX, before, race, roof, save, summary, synchronize
 
 import psychecore as pc
+from psychecore.model import compiler
 from psychecore.rollout.engine import Engine, Sample
 from psychecore.runtime import fast_dtype
 
@@ -141,6 +143,7 @@ def tail(lanes: Lanes) -> dict[str, Any]:
 @functools.cache
 def our_model(dtype: torch.dtype) -> tuple[pc.Decoder, pc.Tokenizer]:
     """Loaded once."""
+    compiler.use(DEVICE.type == "cpu")
     return pc.load_model(MODEL, dtype, DEVICE), pc.load_tokenizer(MODEL)
 
 

@@ -8,6 +8,8 @@ same weights, tokens, threads and compute dtype, and their first step is not cou
 beside bf16 weights, psychecore does. For SFT, psychecore recomputes activations and has all conversations of a step in
 one micro-batch; TRL packs to 1,024 tokens and keeps its activations, which is the faster of its two ways; plain
 transformers runs forward and backward of the same conversations in pairs of nearly equal length, without an optimizer.
+On CPU psychecore compiles its passes over memory, as `--model.compile true` does in its recipes; the peers are as they
+come.
 Where there is a GPU all run on it, memory is what torch allocated there, and the result is TASK_step_gpu.json.
 """
 
@@ -93,11 +95,13 @@ WORDS = ("negative reinforcement", "object permanence", "cognitive dissonance", 
 def grpo(options: argparse.Namespace) -> list[float]:
     """Completion tokens a second of rollout, reward and update."""
     import psychecore as pc
+    from psychecore.model import compiler
     from psychecore.runtime import Runtime
     from psychecore.train.grpo import GrpoConfig, grpo_update
     from psychecore.train.losses import LossConfig
     from psychecore.train.optimizer import Optimizer, OptimizerConfig
 
+    compiler.use(DEVICE.type == "cpu")
     dtype, alone = getattr(torch, options.dtype), Runtime(0, 1, DEVICE)
     policy, reference = (pc.load_model(MODEL, dtype, DEVICE) for _ in range(2))
     reference.requires_grad_(False)
@@ -176,10 +180,12 @@ def encoded(options: argparse.Namespace) -> list[Any]:
 def sft(options: argparse.Namespace) -> list[float]:
     """Tokens a second of SFT steps: forward, backward, optimizer."""
     import psychecore as pc
+    from psychecore.model import compiler
     from psychecore.runtime import Runtime
     from psychecore.train.optimizer import Optimizer, OptimizerConfig
     from psychecore.train.sft import SftConfig, sft_step
 
+    compiler.use(DEVICE.type == "cpu")
     rows, alone = encoded(options), Runtime(0, 1, DEVICE)
     model = pc.load_model(MODEL, getattr(torch, options.dtype), DEVICE)
     model.checkpoint_activations = True

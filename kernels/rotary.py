@@ -21,12 +21,14 @@ from psychecore.kernels.jit import jit, tl, triton
 
 def rotary_reference(q_TNH: Tensor, k_TKH: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> tuple[Tensor, Tensor]:
     """Rotate queries and keys by their positions' angles; cos and sin are [T, H / 2], the product is at least fp32."""
-    cos_T1H, sin_T1H = torch.cat((cos_TR, cos_TR), -1)[:, None], torch.cat((-sin_TR, sin_TR), -1)[:, None]
-    # (a, b) to (a cos - b sin, b cos + a sin), in whole rows and all heads at once: a third of the passes over halves
-    x = torch.cat((q_TNH, k_TKH), 1)
-    wide = x.to(torch.promote_types(x.dtype, cos_TR.dtype))
-    turned = torch.addcmul(wide * cos_T1H, wide.roll(wide.shape[-1] // 2, -1), sin_T1H).to(x.dtype)
-    return turned[:, : q_TNH.shape[1]], turned[:, q_TNH.shape[1] :]
+    cos_T1R, sin_T1R = cos_TR[:, None], sin_TR[:, None]
+
+    def turn(x_TNH: Tensor) -> Tensor:
+        a_TNR, b_TNR = x_TNH.to(torch.promote_types(x_TNH.dtype, cos_TR.dtype)).chunk(2, -1)
+        turned = (a_TNR * cos_T1R - b_TNR * sin_T1R, b_TNR * cos_T1R + a_TNR * sin_T1R)
+        return torch.cat(turned, -1).to(x_TNH.dtype)
+
+    return turn(q_TNH), turn(k_TKH)
 
 
 def rotary(q_TNH: Tensor, k_TKH: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from psychecore.data.records import Question, read_questions
 from psychecore.data.stream import share
 from psychecore.durable import replace_file
 from psychecore.evaluate.choice import ChoiceReport, score_choice
+from psychecore.model import compiler
 from psychecore.model.decoder import Decoder
 from psychecore.model.pretrained import load_model
 from psychecore.rollout.sampler import Sampler
@@ -40,6 +41,7 @@ class ModelOptions:
         "auto", "dtype of computing; auto: bfloat16 where a run begins and it is fast, else float32; masters are fp32"
     )
     checkpoint_activations: bool = option(False, "keep only each layer's input for backward: less memory, more compute")
+    compile: bool = option(False, "on CPU: norms, rotary embedding, SwiGLU and loss by torch.compile, through g++")
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,10 @@ def compute_dtype(options: ModelOptions, runtime: Runtime) -> torch.dtype:
 
 def load_policy(options: ModelOptions, sharding: ShardingConfig, runtime: Runtime) -> Decoder:
     """The trainable model: whole at one rank, FSDP2 shards of fp32 masters above."""
+    with runtime.together("trying the compiler"):
+        if options.compile and runtime.device.type != "cpu":
+            raise ValueError("model.compile is for runs on CPU; on a GPU there are kernels: --model.compile false")
+        compiler.use(options.compile)
     dtype = compute_dtype(options, runtime)
     if runtime.world_size == 1:
         policy = load_model(options.path, dtype, runtime.device)

@@ -41,7 +41,7 @@ OPERATIONAL = {
     ),
     "optimizer": ("nonfinite",),
     "sharding": ("replicas", "cpu_offload"),
-    "model": ("checkpoint_activations",),
+    "model": ("checkpoint_activations", "compile"),
     "reference": ("device",),
     "reward": ("timeout_seconds",),
 }

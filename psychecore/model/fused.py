@@ -1,11 +1,12 @@
 """Picks a Triton kernel or its torch reference; the only importer of kernels/.
 
 The kernels take CUDA tensors in bf16, fp16 or fp32; whatever else comes (CPU, float64, a machine without triton) goes
-through plain torch. The references beside the kernels are the definition, and what a compiler sees; elementwise.py has
-norm, rotary and SwiGLU with their backward written out.
+through plain torch. The references beside the kernels are the definition, and what a compiler sees (compiler.py: on
+CPU, where it is asked for); elementwise.py has norm, rotary and SwiGLU with their backward written out.
 """
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,10 @@ from psychecore.kernels import rms_norm as _rms_norm
 from psychecore.kernels import rotary as _rotary
 from psychecore.kernels import swiglu as _swiglu
 from psychecore.kernels import token_logprobs as _token_logprobs
+from psychecore.model import compiler
 from psychecore.model import elementwise as _elementwise
 
-Op = TypeVar("Op")
+Op = TypeVar("Op", bound=Callable[..., Any])
 FEW_ROWS = 64
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -39,6 +41,8 @@ def since_ampere(device: torch.device) -> bool:
 def _pick(x: Tensor, kernel: Op, reference: Op, written_out: Op) -> Op:
     if has_kernel(x):
         return kernel
+    if compiler.takes(x):
+        return compiler.compiled(reference)
     return reference if torch.compiler.is_compiling() else written_out
 
 
@@ -48,9 +52,11 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(rms_norm(x + residual), x + residual), both [..., D]; on CUDA in one pass."""
+    """(rms_norm(x + residual), x + residual), both [..., D]; by a kernel in one pass."""
     if has_kernel(x):
         return _rms_norm.add_rms_norm(x, residual, weight_D, eps)
+    if compiler.takes(x):
+        return compiler.compiled(_rms_norm.add_rms_norm_reference)(x, residual, weight_D, eps)
     total = x + residual  # laid out as x, the product just made: on CPU the whole residual stream then is
     return rms_norm(total, weight_D, eps), total
 

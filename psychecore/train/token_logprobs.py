@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from psychecore.data.packing import PackedBatch
-from psychecore.model import fused
+from psychecore.model import compiler, fused
 from psychecore.model.attention import PackedAttention
 from psychecore.model.decoder import Decoder
 
@@ -91,16 +91,15 @@ class _TokenLogprobs(torch.autograd.Function):
             chunk_VD = head_VD[columns]
             grad_chunk_VD = torch.zeros_like(chunk_VD, dtype=lse_T.dtype)
             for rows in _chunks(len(labels_T), ROWS_PER_CHUNK):
-                logprob_TV = _logits(hidden_TD[rows], chunk_VD, ctx.temperature).sub_(lse_T[rows, None])
-                # d z = -p (g_logprob + g_entropy (log p + entropy)), plus g_logprob at the label
-                if grad_entropy_T is None:
-                    slope_TV = logprob_TV.exp_().mul_(-grad_logprob_T[rows, None])
-                else:
-                    p_TV = logprob_TV.exp()
-                    slope_TV = logprob_TV.add_(entropy_T[rows, None]).mul_(grad_entropy_T[rows, None])
-                    slope_TV = slope_TV.add_(grad_logprob_T[rows, None]).mul_(p_TV).neg_()
-                _add_at_labels(slope_TV, labels_T[rows], columns, grad_logprob_T[rows])
-                slope_TV = slope_TV.div_(ctx.temperature).to(hidden_TD.dtype)
+                product_TV = hidden_TD[rows] @ chunk_VD.T
+                slope_TV = compiler.where_it_pays(_slope, product_TV)(
+                    product_TV,
+                    labels_T[rows] - columns.start,
+                    lse_T[rows],
+                    grad_logprob_T[rows],
+                    None if grad_entropy_T is None else (grad_entropy_T[rows], entropy_T[rows]),
+                    ctx.temperature,
+                )
                 grad_hidden_TD[rows] += slope_TV @ chunk_VD
                 grad_chunk_VD += slope_TV.T @ hidden_TD[rows]
             grad_head_VD[columns] = grad_chunk_VD.to(head_VD.dtype)
@@ -115,24 +114,58 @@ def _statistics(
     top_T = torch.full(shape, -torch.inf, dtype=dtype, device=hidden_TD.device)
     sum_T, weighted_T, picked_T = (torch.zeros_like(top_T) for _ in range(3))
     for columns in _chunks(head_VD.shape[0], VOCABULARY_PER_CHUNK):
-        logits_TV = _logits(hidden_TD, head_VD[columns], temperature)
-        inside_T, place_T = _inside(labels_T, columns)
-        picked_T = torch.where(inside_T, logits_TV.gather(1, place_T[:, None])[:, 0], picked_T)
-        new_top_T = torch.maximum(top_T, logits_TV.amax(1))
-        shrink_T = (top_T - new_top_T).exp()
-        logits_TV -= new_top_T[:, None]
-        exp_TV = logits_TV.exp()
-        # sums of p and of p * (z - top); shifting the top moves the second by (shift) * (first)
-        shift_T = torch.where(shrink_T > 0, top_T - new_top_T, torch.zeros_like(top_T))
-        weighted_T, sum_T = (weighted_T + shift_T * sum_T) * shrink_T, sum_T * shrink_T + exp_TV.sum(1)
-        weighted_T += exp_TV.mul_(logits_TV).sum(1)
-        top_T = new_top_T
+        product_TV = hidden_TD @ head_VD[columns].T
+        inside_T, place_T = _inside(labels_T - columns.start, product_TV)
+        picked_T = torch.where(inside_T, product_TV.gather(1, place_T[:, None])[:, 0].to(dtype), picked_T)
+        add_chunk = compiler.where_it_pays(_add_chunk, product_TV)
+        top_T, sum_T, weighted_T = add_chunk(product_TV, top_T, sum_T, weighted_T, temperature)
     log_sum_T = sum_T.log()
-    return top_T + log_sum_T, log_sum_T - weighted_T / sum_T, picked_T
+    return top_T + log_sum_T, log_sum_T - weighted_T / sum_T, picked_T / temperature
 
 
-def _logits(hidden_TD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
-    logits_TV = (hidden_TD @ head_VD.T).to(_wide(hidden_TD))
+def _add_chunk(
+    product_TV: Tensor, top_T: Tensor, sum_T: Tensor, weighted_T: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Maximum of the logits z so far, sum of p = exp(z - maximum), and sum of p (z - maximum)."""
+    logits_TV = _logits(product_TV, temperature)
+    new_top_T = torch.maximum(top_T, logits_TV.amax(1))
+    shrink_T = (top_T - new_top_T).exp()
+    logits_TV -= new_top_T[:, None]
+    exp_TV = logits_TV.exp()
+    # shifting the maximum moves the third by (shift) * (second)
+    shift_T = torch.where(shrink_T > 0, top_T - new_top_T, torch.zeros_like(top_T))
+    weighted_T, sum_T = (weighted_T + shift_T * sum_T) * shrink_T, sum_T * shrink_T + exp_TV.sum(1)
+    return new_top_T, sum_T, weighted_T + exp_TV.mul_(logits_TV).sum(1)
+
+
+def _slope(
+    product_TV: Tensor,
+    label_T: Tensor,
+    lse_T: Tensor,
+    grad_logprob_T: Tensor,
+    of_entropy: tuple[Tensor, Tensor] | None,
+    temperature: float,
+) -> Tensor:
+    """The loss's gradient for a chunk of products, in their dtype: d z / temperature with
+
+    d z = -p (grad_logprob + grad_entropy (log p + entropy)), plus grad_logprob at the label.
+    label_T: counted from the chunk's first column. of_entropy: its gradient and itself.
+    """
+    logprob_TV = _logits(product_TV, temperature).sub_(lse_T[:, None])
+    if of_entropy is None:
+        slope_TV = logprob_TV.exp_().mul_(-grad_logprob_T[:, None])
+    else:
+        grad_entropy_T, entropy_T = of_entropy
+        p_TV = logprob_TV.exp()
+        slope_TV = logprob_TV.add_(entropy_T[:, None]).mul_(grad_entropy_T[:, None])
+        slope_TV = slope_TV.add_(grad_logprob_T[:, None]).mul_(p_TV).neg_()
+    inside_T, place_T = _inside(label_T, product_TV)
+    value_T = torch.where(inside_T, grad_logprob_T, torch.zeros_like(grad_logprob_T))
+    return slope_TV.scatter_add_(1, place_T[:, None], value_T[:, None]).div_(temperature).to(product_TV.dtype)
+
+
+def _logits(product_TV: Tensor, temperature: float) -> Tensor:
+    logits_TV = product_TV.to(_wide(product_TV))
     return logits_TV.div_(temperature) if temperature != 1.0 else logits_TV
 
 
@@ -144,16 +177,10 @@ def _chunks(length: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
-def _inside(labels_T: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+def _inside(label_T: Tensor, product_TV: Tensor) -> tuple[Tensor, Tensor]:
     """Which labels fall into these columns, and where (clamped for those that do not)."""
-    place_T = labels_T - columns.start
-    width = columns.stop - columns.start
-    return (place_T >= 0) & (place_T < width), place_T.clamp(0, width - 1)
-
-
-def _add_at_labels(slope_TV: Tensor, labels_T: Tensor, columns: slice, value_T: Tensor) -> None:
-    inside_T, place_T = _inside(labels_T, columns)
-    slope_TV.scatter_add_(1, place_T[:, None], torch.where(inside_T, value_T, torch.zeros_like(value_T))[:, None])
+    columns = product_TV.shape[1]
+    return (label_T >= 0) & (label_T < columns), label_T.clamp(0, columns - 1)
 
 
 def batch_logprobs(model: Decoder, batch: PackedBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
