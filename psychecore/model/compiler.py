@@ -28,20 +28,21 @@ _compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
 def use(wanted: bool = True) -> None:
     """From here on, whether this process compiles.
 
-    What is made lies in CACHE, which is ~/.cache/psychecore/compiled where the environment does not say: torch would
-    read it from a folder of /tmp that another user of the machine may have made. Raises ValueError where torch cannot
-    compile; it needs a C++ compiler, CXX or g++.
+    What is made lies in the folder that CACHE names, or else in the user's own cache: torch's default is a folder of
+    /tmp, which another user of the machine may have made, and torch trusts what it finds. Raises ValueError where torch
+    cannot compile: it needs a C++ compiler and that folder.
     """
     global _used
     if wanted:
-        os.environ.setdefault(CACHE, str(Path.home() / ".cache" / "psychecore" / "compiled"))
         try:
+            own = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            os.environ.setdefault(CACHE, str(Path(own) / "psychecore" / "compiled"))
             compiled(_one_pass)(torch.zeros(2, 2))
         except Exception as error:  # of many kinds: what torch wraps, what the system says
             reason = next(iter(str(error).strip().splitlines()), "")
             raise ValueError(
                 f"torch.compile does not work here ({type(error).__name__}: {reason}): install a C++ compiler, g++ or "
-                "one that CXX names, or go without"
+                f"one that CXX names, let {CACHE} name a folder that can be written, or go without"
             ) from error
     _used = wanted
 

@@ -173,7 +173,8 @@ def test_a_machine_without_a_compiler_is_told_what_to_install(tmp_path: Path) ->
 def test_what_is_made_lies_in_the_users_own_cache(tmp_path: Path) -> None:
     """And not in /tmp, where another user could have put a folder of that name first."""
     code = "from psychecore.model import compiler\ncompiler.use()"
-    environment = {k: v for k, v in os.environ.items() if k != compiler.CACHE} | {"HOME": str(tmp_path)}
+    environment = {k: v for k, v in os.environ.items() if k not in (compiler.CACHE, "XDG_CACHE_HOME")}
+    environment |= {"HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert list((tmp_path / ".cache" / "psychecore" / "compiled").rglob("*.so"))
 
