@@ -9,8 +9,8 @@ in kernels/, and the loss's arithmetic on its chunks of logits.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor
 Op = TypeVar("Op", bound=Callable[..., Any])
 SMALLEST = 1 << 16  # numbers of a tensor from which on it pays: a call costs some 50 us, a pass over 2^16 as long
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 _used = False
 _compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -28,23 +27,36 @@ _compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
 def use(wanted: bool = True) -> None:
     """From here on, whether this process compiles.
 
-    What is made lies in the folder that CACHE names, or else in the user's own cache: torch's default is a folder of
-    /tmp, which another user of the machine may have made, and torch trusts what it finds. Raises ValueError where torch
-    cannot compile: it needs a C++ compiler and that folder.
+    Raises ValueError where torch can't: it needs a C++ compiler, CXX or g++, must not be told to do without compiling,
+    and keeps what it makes, and trusts it, in a folder of /tmp that must be this user's.
     """
     global _used
     if wanted:
+        way_out = "install a C++ compiler, g++ or one that CXX names, or go without"
         try:
-            own = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-            os.environ.setdefault(CACHE, str(Path(own) / "psychecore" / "compiled"))
-            compiled(_one_pass)(torch.zeros(2, 2))
+            _require_own_cache()
+            tried = compiled(_is_compiled)(torch.zeros(2))
         except Exception as error:  # of many kinds: what torch wraps, what the system says
             reason = next(iter(str(error).strip().splitlines()), "")
-            raise ValueError(
-                f"torch.compile does not work here ({type(error).__name__}: {reason}): install a C++ compiler, g++ or "
-                f"one that CXX names, let {CACHE} name a folder that can be written, or go without"
-            ) from error
+            raise ValueError(f"torch.compile fails here ({type(error).__name__}: {reason}): {way_out}") from error
+        if not tried.all():
+            raise ValueError(f"torch.compile is switched off here, by TORCHDYNAMO_DISABLE or the like: {way_out}")
     _used = wanted
+
+
+def _require_own_cache() -> None:
+    """Make torch's folder, or see that it is this user's: whoever made it can put code into what is compiled."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # slow to import, and few need it
+
+    folder = default_cache_dir()  # where some of it lies even if TORCHINDUCTOR_CACHE_DIR names another
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & stat.S_IWOTH:
+        raise PermissionError(f"{folder} belongs to another user, or any user can write to it; set TMPDIR")
+
+
+def _is_compiled(x: Tensor) -> Tensor:
+    return x + 1 if torch.compiler.is_compiling() else x
 
 
 def takes(x: Tensor) -> bool:
@@ -59,11 +71,10 @@ def where_it_pays(function: Op, x: Tensor) -> Op:
 
 
 def compiled(function: Op) -> Op:
-    """The function, compiled at its first call for tensors of any size."""
+    """The function, compiled at its first call for tensors of any size.
+
+    It is compiled anew for another dtype, rank or gradient mode; from the ninth on torch warns, and runs it as written.
+    """
     if function not in _compiled:
         _compiled[function] = torch.compile(function, dynamic=True)
     return cast(Op, _compiled[function])
-
-
-def _one_pass(x: Tensor) -> Tensor:
-    return x * 2 + 1

@@ -267,19 +267,21 @@ def _layer_backward(plan: Plan) -> float:
 
 
 def _head_forward(rows: int, config: ModelConfig, b: int) -> float:
-    """One chunk of logits and its exponentials, and those of the chunk before, which Python still names."""
-    _, old, new = _chunks(rows, config)
-    return max(8.0 * old, 8.0 * old + (4 + (b if b < 4 else 0)) * new, 4.0 * old + 8 * new)
+    """One chunk of products, its logits in fp32 and their exponentials."""
+    _, old, _ = _chunks(rows, config)
+    return (8.0 + (b if b < 4 else 0)) * old
 
 
 def _head_backward(rows: int, config: ModelConfig, b: int) -> float:
-    """Of one chunk: logits that become slopes in place, those before; the chunk's weight gradient in fp32."""
+    """Of one chunk: products, logits that become slopes in place, slopes as narrow as products, and the slopes before,
+    which Python still names; the chunk's weight gradient in fp32."""
     chunk, old, new = _chunks(rows, config)
     weight, cast = 4 * chunk * config.width, b if b < 4 else 0
-    logits = (4 + cast) * (old + new) + weight
-    product = (4 + cast) * old + weight + b * chunk * config.width
+    logits = max((4 + 2 * cast) * old, b * old + (4 + 2 * cast) * new) + weight
+    named = (2 * cast or 4) * old  # products and slopes, which in fp32 are one
+    product = named + weight + b * chunk * config.width
     if config.vocab_size > chunk:  # the weight gradients of two chunks
-        product = max(product, (4 + cast) * old + 2 * weight)
+        product = max(product, named + 2 * weight)
     return float(4 * rows * config.width + max(logits, product))
 
 
