@@ -5,11 +5,11 @@
 
 Each contestant is a process of its own, so that its peak resident memory is its own; rounds take turns. All have the
 same weights, tokens, threads and compute dtype, and their first step is not counted. TRL's GRPO keeps no fp32 masters
-beside bf16 weights, psychecore does. For SFT, psychecore recomputes activations and has all conversations of a step in
-one micro-batch; TRL packs to 1,024 tokens and keeps its activations, which is the faster of its two ways; plain
-transformers runs forward and backward of the same conversations in pairs of nearly equal length, without an optimizer.
-On CPU psychecore compiles its passes over memory, as `--model.compile true` does in its recipes; the peers are as they
-come.
+beside bf16 weights, psychecore does. For SFT, psychecore recomputes activations and has the conversations of a step in
+one or two micro-batches; TRL packs to 1,024 tokens and keeps its activations, which is the faster of its two ways;
+plain transformers runs forward and backward of the same conversations in pairs of nearly equal length, without an
+optimizer. On CPU psychecore compiles its passes over memory, as `--model.compile true` does in its recipes; the peers
+are as they come.
 Where there is a GPU all run on it, memory is what torch allocated there, and the result is TASK_step_gpu.json.
 """
 

@@ -21,6 +21,12 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return y
 
 
+def add_rms_norm(x: Tensor, residual: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """As kernels/rms_norm.py's add_rms_norm_reference, differentiable once."""
+    total = x + residual
+    return rms_norm(total, weight_D, eps), total
+
+
 def rotary(q_TNH: Tensor, k_TKH: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> tuple[Tensor, Tensor]:
     """As kernels/rotary.py's rotary_reference, differentiable once; no gradient for angles."""
     q, k = _Rotary.apply(q_TNH, k_TKH, cos_TR, sin_TR)

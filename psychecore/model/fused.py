@@ -53,12 +53,8 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(rms_norm(x + residual), x + residual), both [..., D]; by a kernel in one pass."""
-    if has_kernel(x):
-        return _rms_norm.add_rms_norm(x, residual, weight_D, eps)
-    if compiler.takes(x):
-        return compiler.compiled(_rms_norm.add_rms_norm_reference)(x, residual, weight_D, eps)
-    total = x + residual  # laid out as x, the product just made: on CPU the whole residual stream then is
-    return rms_norm(total, weight_D, eps), total
+    pick = _pick(x, _rms_norm.add_rms_norm, _rms_norm.add_rms_norm_reference, _elementwise.add_rms_norm)
+    return pick(x, residual, weight_D, eps)
 
 
 def rotary(q_TNH: Tensor, k_TKH: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> tuple[Tensor, Tensor]:
