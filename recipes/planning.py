@@ -19,7 +19,6 @@ from psychecore.model.attention import resolve_backend
 from psychecore.model.config import ModelConfig
 from psychecore.model.decoder import Decoder
 from psychecore.model.pretrained import local_folder
-from psychecore.model.stacked_attention import is_short
 from psychecore.rollout.engine import PREFILL_TOKENS, SPAN
 from psychecore.rollout.sampler import Sampler
 from psychecore.rollout.sampling import SamplingParams
@@ -67,8 +66,7 @@ def _sft_batch(config: Any, ranks: int) -> MicroBatch:
     train = config.train
     available = math.ceil(train.batch_size / ranks) * train.max_length
     tokens = min(max(train.token_budget, train.max_length), available)
-    stacked = is_short(train.max_length, train.max_length)
-    return MicroBatch(tokens, tokens, stacked=stacked, accumulates=available > tokens)
+    return MicroBatch(tokens, tokens, accumulates=available > tokens)
 
 
 def _grpo_batch(config: Any, ranks: int) -> MicroBatch:
@@ -81,10 +79,7 @@ def _grpo_batch(config: Any, ranks: int) -> MicroBatch:
     tokens = min(max(train.token_budget, piece), available)
     share = tokens / piece  # pieces, not rounded: shorter ones fill the rest of the budget
     labels = int(share * together * answer)
-    mask = int(share * together * answer * (prompt + answer))
-    after = (prompt, min(prompt, answer - 1))  # is_short is stricter where there are fewer than twice as many keys
-    stacked = is_short(prompt, prompt) and all(is_short(answer, answer + before) for before in after)
-    return MicroBatch(tokens, labels, int(share * keys), mask, stacked, accumulates=available > tokens)
+    return MicroBatch(tokens, labels, int(share * keys), accumulates=available > tokens)
 
 
 def _rollouts(

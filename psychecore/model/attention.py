@@ -3,7 +3,7 @@
 A batch is one row of T tokens. Segment s has the contiguous queries cu_q[s]..cu_q[s+1] and the keys
 key_index[cu_k[s]..cu_k[s+1]], which point into the same T tokens; attention is causal and aligned to the bottom
 right, so the last query of a segment sees all of its keys. That is what flash-attn's varlen function computes, and
-torch's, and our own kernel; the torch path calls F.scaled_dot_product_attention segment by segment on any device.
+torch's, and our own kernel; the torch path computes it on any device (model/stacked_attention.py).
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from psychecore.model import fused
-from psychecore.model.stacked_attention import Stack, causal_mask, is_short, stack_segments, stacked_attention
+from psychecore.model.stacked_attention import Stack, stack_segments, stacked_attention
 
 BackEnd = Literal["flash", "varlen", "triton", "torch"]
 _forced: BackEnd | None = None
@@ -52,9 +51,10 @@ def resolve_backend(device: torch.device, dtype: torch.dtype, cached: bool = Fal
     flash    flash-attn: the fastest, but it must be built for each pair of torch and CUDA.
     varlen   torch's own build of the same kernels (torch 2.12 and later), over segments only.
     triton   kernels/: needs no build. Behind the two above, which are tuned by hand and which thousands have run;
-             before SDPA, which on segments is a launch each, and a mask of queries x keys where a prompt is shared.
+             before the next, which is tens of launches for each stack of segments.
              Its gradients are the same bits every time, which is a reason to force it.
-    torch    SDPA: any device, any dtype, and the only one for fp32, whose products the others refuse or do slowly.
+    torch    plain torch, and SDPA on CPU: any device, any dtype, and the only one for fp32, whose products the others
+             refuse or do slowly.
 
     The first three take 16 bits, GPUs from sm_80 on, and head dimensions up to 256.
     """
@@ -123,7 +123,6 @@ class PackedAttention:
         self.cu_q, self.cu_k, self.key_index_I = list(cu_q), list(cu_k), key_index_I
         self.q_lengths, self.k_lengths = _differences(cu_q), _differences(cu_k)
         self.device = device
-        self._masks: dict[tuple[int, int], Tensor] = {}
 
     @classmethod
     def of_lengths(cls, lengths: Sequence[int], device: torch.device) -> PackedAttention:
@@ -136,7 +135,7 @@ class PackedAttention:
     def __call__(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         backend = _taken("segments", q_TNH)
         if backend == "torch":
-            return self._torch(q_TNH, k_TKH, v_TKH)
+            return stacked_attention(q_TNH, k_TKH, v_TKH, self._stacks)
         if self.key_index_I is not None:  # a differentiable gather: the gradient of a shared key is the exact sum
             k_TKH, v_TKH = k_TKH[self.key_index_I], v_TKH[self.key_index_I]
         # positions 0 to 6 are the same in all three
@@ -155,59 +154,9 @@ class PackedAttention:
             return varlen_attn()(*arguments, window_size=(-1, 0), enable_gqa=True)
         return fused.flash_attention(*arguments)
 
-    def _torch(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
-        if not self._long:
-            return stacked_attention(q_TNH, k_TKH, v_TKH, self._stacks)
-        some_short = len(self._long) < len(self.q_lengths)
-        out_TNH = stacked_attention(q_TNH, k_TKH, v_TKH, self._stacks) if some_short else q_TNH  # all of it replaced
-        # split, not slices: the backward of a slice fills a zero tensor of full size, once per segment
-        outs, queries = list(out_TNH.split(self.q_lengths)), q_TNH.split(self.q_lengths)
-        gathered: Sequence[int] = range(len(self.q_lengths))
-        if self._long_key_index_J is not None:
-            gathered = self._long
-            k_TKH, v_TKH = (x.index_select(0, self._long_key_index_J) for x in (k_TKH, v_TKH))
-        lengths = [self.k_lengths[s] for s in gathered]
-        pairs = dict(zip(gathered, zip(k_TKH.split(lengths), v_TKH.split(lengths), strict=True), strict=True))
-        for s in self._long:
-            outs[s] = self._segment(queries[s], *pairs[s])
-        return torch.cat(outs)
-
-    @functools.cached_property
-    def _long(self) -> list[int]:
-        """Segments that torch's own kernel serves, one by one."""
-        lengths = zip(self.q_lengths, self.k_lengths, strict=True)
-        return [s for s, (queries, keys) in enumerate(lengths) if not is_short(queries, keys)]
-
-    @functools.cached_property
-    def _long_key_index_J(self) -> Tensor | None:
-        """The keys of these, end to end: a gather of all segments' keys would cost more than their attention."""
-        if self.key_index_I is None:
-            return None
-        places = self.key_index_I.split(self.k_lengths)
-        return torch.cat([places[s] for s in self._long])
-
     @functools.cached_property
     def _stacks(self) -> list[Stack]:
         return stack_segments(self.q_lengths, self.k_lengths, self.key_index_I, self.device)
-
-    def _segment(self, q_QNH: Tensor, k_SKH: Tensor, v_SKH: Tensor) -> Tensor:
-        queries, keys = len(q_QNH), len(k_SKH)
-        square = queries == keys  # torch's is_causal is top-left aligned, so it serves square segments only
-        out_1NQH = F.scaled_dot_product_attention(
-            q_QNH.transpose(0, 1)[None],
-            k_SKH.transpose(0, 1)[None],
-            v_SKH.transpose(0, 1)[None],
-            attn_mask=None if square or queries == 1 else self._mask(queries, keys),
-            is_causal=square and queries > 1,
-            enable_gqa=True,
-        )
-        return out_1NQH[0].transpose(0, 1)
-
-    def _mask(self, queries: int, keys: int) -> Tensor:
-        """Bottom-right causal mask [queries, keys], true where a key is seen; one per shape, shared by all layers."""
-        if (queries, keys) not in self._masks:
-            self._masks[queries, keys] = causal_mask(queries, keys, self.device)
-        return self._masks[queries, keys]
 
     @functools.cached_property
     def _cu_q_tensor(self) -> Tensor:

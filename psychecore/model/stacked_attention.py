@@ -1,102 +1,106 @@
-"""Attention over packed segments in plain torch: segments of like size are padded, stacked and computed at once.
+"""Attention over packed segments in plain torch, as blocks that need no mask.
 
-Forward is F.scaled_dot_product_attention. Backward is written out (arXiv 2205.14135, equations 13 to 19 of appendix
-B.2), with the scores made again in fp32. It is for short segments, where torch's own backward on CPU is slow: 3 ms for
-77 queries of 113 keys in bf16 and 9 heads, against 1 ms here, and its gradients are twice as far from float64's.
+A segment's own tokens are a causal square. Keys before them, those of a shared prompt, are seen by all of its queries,
+so the segments with the same keys before them are one rectangle; it is merged with their squares by the log-sum-exp,
+as in decoding (rollout/kv_cache.py). Squares of like size are padded, stacked and computed at once.
+
+Forward is torch's own kernel on CPU. Backward is written out (arXiv 2205.14135, equations 13 to 19 of appendix B.2) as
+products in the tensors' own dtype, 4 times as fast in bf16 as in fp32 on a CPU with AMX; torch's kernel takes up to
+twice as long. So that their rounding to bf16 does no harm, the log-sum-exp is subtracted inside the product, by columns
+appended to queries and keys: what is rounded is the logarithm of a weight, near 0 where the weight is large.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 
-SHORT = 1 << 15  # pairs of query and key up to which a segment is short; torch's backward is faster beyond
-# ... and up to which one with twice as many keys is (a completion after a shared prompt): torch gets a mask for it, and
-# skips nothing. 8 completions of 100 after a prompt of 600: forward and backward of the model 3.8 to 3.4 s.
-SHORT_AFTER_PROMPT = 1 << 17
-STACK = 1 << 16  # at most so many pairs in a stack of several: their scores stay in a core's cache
-PADDING = 1.25  # a stack has at most so many pairs for one that counts
+STACK = 1 << 21  # at most so many pairs of query and key in a stack of several
+PADDING = 1.25  # ... and so many pairs for one that counts
+PAIRS = 1 << 19  # pairs at once in backward, where two tensors of so many by the heads are held, but for
+ROWS = 64  # ... so many queries, which are always taken at once
+CAUSAL_ROWS = 256  # queries of a square at once: of the pairs of these among themselves half is not seen
+COLUMNS = 8  # appended; two count, but rows of an odd width are slow
 
 
 @dataclass(frozen=True)
 class Stack:
-    """S segments padded to Q queries and K keys.
+    """S blocks padded to Q queries and K keys: causal squares, or rectangles whose queries see all the keys.
 
     query_SQ, key_SK: places among the T tokens; where padded T for a query, the segment's last for a key, since one of
-    another segment would bring its NaN along, at a weight of zero. seen_S1QK: bool, the causal mask, bottom-right; None
-    for one square segment, which is causal by itself. Padded queries see every key, so that no row is empty; padded
-    keys are seen by padded queries only.
+    another segment would bring its NaN along, at a weight of zero. Only padded queries see padded keys.
     """
 
     query_SQ: Tensor
     key_SK: Tensor
-    seen_S1QK: Tensor | None
+    causal: bool
 
-
-def is_short(queries: int, keys: int) -> bool:
-    """Whether a segment of so many is computed here."""
-    return queries * keys <= (SHORT_AFTER_PROMPT if keys >= 2 * queries else SHORT)
+    def pieces(self, whole: bool = False) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(first query, places of some queries, places of the keys that these see), a bounded number of pairs each."""
+        queries = self.query_SQ.shape[1]
+        rows = max(ROWS, PAIRS // self.key_SK.numel())
+        rows = queries if whole else min(rows, CAUSAL_ROWS) if self.causal else rows
+        for start in range(0, queries, rows):
+            query_SQ = self.query_SQ[:, start : start + rows]
+            yield start, query_SQ, self.key_SK[:, : start + query_SQ.shape[1]] if self.causal else self.key_SK
 
 
 def stack_segments(
     queries: Sequence[int], keys: Sequence[int], key_index_I: Tensor | None, device: torch.device
 ) -> list[Stack]:
-    """Each short segment of a packed batch (see model/attention.py) in one stack, with others of nearly its size.
+    """A packed batch (see model/attention.py) as stacks: squares first, which hold every token once, then rectangles.
 
-    queries, keys: how many each segment has, in the order of the batch.
+    queries, keys: how many each segment has, in the order of the batch. Raises ValueError for a segment with more
+    queries than keys, whose first would see none.
     """
     if key_index_I is None:
         key_index_I = torch.arange(sum(keys), device=device)
-    places = list(zip(torch.arange(sum(queries), device=device).split(queries), key_index_I.split(keys), strict=True))
-    members: list[list[int]] = []
+    squares: list[tuple[Tensor, Tensor]] = []
+    rectangles: dict[bytes, tuple[Tensor, list[Tensor]]] = {}
+    places = zip(torch.arange(sum(queries), device=device).split(queries), key_index_I.split(keys), strict=True)
+    for number, (query_Q, key_K) in enumerate(places):
+        before = len(key_K) - len(query_Q)
+        if before < 0:
+            raise ValueError(f"segment {number} has {len(query_Q)} queries, but only {len(key_K)} keys")
+        before_P, own_Q = key_K.split([before, len(query_Q)])
+        if len(query_Q):
+            squares.append((query_Q, own_Q))
+            if before:
+                same = before_P.cpu().numpy().tobytes()
+                rectangles.setdefault(same, (before_P, []))[1].append(query_Q)
+    wide = [Stack(torch.cat(some)[None], key_P[None], causal=False) for key_P, some in rectangles.values()]
+    return _stack_squares(squares, sum(queries)) + wide
+
+
+def _stack_squares(squares: list[tuple[Tensor, Tensor]], tokens: int) -> list[Stack]:
+    """Of (places of the queries, of the keys), shortest first, each in one stack with others of nearly its size."""
+    members: list[list[tuple[Tensor, Tensor]]] = []
     real = 0  # pairs that count in the last stack
-    short = [i for i in range(len(queries)) if is_short(queries[i], keys[i])]
-    for index in sorted(short, key=lambda i: (keys[i], queries[i])):
-        pairs = queries[index] * keys[index]
-        if members:
-            joined = [*members[-1], index]
-            padded = len(joined) * max(queries[i] for i in joined) * max(keys[i] for i in joined)
-            if padded <= min(STACK, PADDING * (real + pairs)):
-                members[-1], real = joined, real + pairs
-                continue
-        members.append([index])
-        real = pairs
-    return [_stack([places[i] for i in some], sum(queries)) for some in members]
-
-
-def _stack(members: list[tuple[Tensor, Tensor]], tokens: int) -> Stack:
-    """members: (places of the queries, of the keys) of each segment."""
-    device = members[0][0].device
-    if len(members) == 1:
-        query_Q, key_K = members[0]
-        square = len(query_Q) == len(key_K)
-        seen_11QK = None if square else causal_mask(len(query_Q), len(key_K), device)[None, None]
-        return Stack(query_Q[None], key_K[None], seen_11QK)
-    query_SQ = pad_sequence([query_Q for query_Q, _ in members], batch_first=True, padding_value=tokens)
-    longest = max(len(key_K) for _, key_K in members)
-    key_SK = torch.stack([torch.cat((key_K, key_K[-1:].expand(longest - len(key_K)))) for _, key_K in members])
-    seen_SQK = torch.ones(*query_SQ.shape, key_SK.shape[1], dtype=torch.bool, device=device)
-    for seen_QK, (query_Q, key_K) in zip(seen_SQK, members, strict=True):
-        q, k = len(query_Q), len(key_K)
-        seen_QK[:q, k:] = False
-        seen_QK[:q, :k] = causal_mask(q, k, device)
-    return Stack(query_SQ, key_SK, seen_SQK[:, None])
-
-
-def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Bottom-right causal mask [queries, keys], true where a key is seen."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(diagonal=keys - queries)
+    for square in sorted(squares, key=lambda square: len(square[0])):
+        pairs = len(square[0]) ** 2
+        if members and (len(members[-1]) + 1) * pairs <= min(STACK, PADDING * (real + pairs)):
+            members[-1].append(square)
+            real += pairs
+        else:
+            members.append([square])
+            real = pairs
+    stacks = []
+    for some in members:
+        longest = len(some[-1][0])
+        query_SQ = pad_sequence([query_Q for query_Q, _ in some], batch_first=True, padding_value=tokens)
+        key_SQ = torch.stack([torch.cat((key_Q, key_Q[-1:].expand(longest - len(key_Q)))) for _, key_Q in some])
+        stacks.append(Stack(query_SQ, key_SQ, causal=True))
+    return stacks
 
 
 def stacked_attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, stacks: Sequence[Stack]) -> Tensor:
-    """Causal attention of each stack's queries over its keys, [T, N, H], zero elsewhere; differentiable once."""
+    """Attention of each stack's queries over its keys, [T, N, H]; differentiable once."""
     out_TNH: Tensor = _StackedAttention.apply(q_TNH, k_TKH, v_TKH, stacks)
     return out_TNH
 
@@ -104,67 +108,104 @@ def stacked_attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, stacks: Seque
 class _StackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, stacks: Sequence[Stack]) -> Tensor:
-        last = len(q_TNH) - 1
-        out_TNH = q_TNH.new_zeros(last + 2, *q_TNH.shape[1:])  # what is padded is written to a row behind the last
+        tokens, heads, _ = q_TNH.shape
+        out_TNH = q_TNH.new_zeros(tokens + 1, *q_TNH.shape[1:])  # what is padded is written to a row behind the last
+        lse_TN = out_TNH.new_zeros(tokens + 1, heads, dtype=torch.promote_types(q_TNH.dtype, torch.float32))
+        on_cpu = q_TNH.device.type == "cpu"
         for stack in stacks:
-            query_SQ, key_SK = stack.query_SQ.clamp(max=last), stack.key_SK
-            q_SNQH, k_SKKH, v_SKKH = (
-                x.index_select(0, place.flatten()).unflatten(0, place.shape).transpose(1, 2)
-                for x, place in ((q_TNH, query_SQ), (k_TKH, key_SK), (v_TKH, key_SK))
-            )
-            out_SNQH = F.scaled_dot_product_attention(
-                q_SNQH,
-                k_SKKH,
-                v_SKKH,
-                attn_mask=stack.seen_S1QK,
-                is_causal=stack.seen_S1QK is None,
-                enable_gqa=True,
-            )
-            out_TNH.index_copy_(0, stack.query_SQ.flatten(), out_SNQH.transpose(1, 2).flatten(0, 1))
-        ctx.save_for_backward(q_TNH, k_TKH, v_TKH)
+            for _, query_SQ, key_SK in stack.pieces(whole=on_cpu):
+                places = query_SQ.clamp(max=tokens - 1), key_SK, key_SK
+                q_SNQH, k_SKKH, v_SKKH = (
+                    x.index_select(0, place.flatten()).unflatten(0, place.shape).transpose(1, 2)
+                    for x, place in zip((q_TNH, k_TKH, v_TKH), places, strict=True)
+                )
+                found = (_attend_on_cpu if on_cpu else _attend)(q_SNQH, k_SKKH, v_SKKH, stack.causal)
+                out_INH, lse_IN = (x.transpose(1, 2).flatten(0, 1) for x in found)
+                query_I = query_SQ.flatten()
+                if not stack.causal:  # merge with the square: e^a / (e^a + e^b) of this one
+                    square_lse_IN = lse_TN.index_select(0, query_I)
+                    share_IN1 = torch.sigmoid(lse_IN - square_lse_IN)[..., None].to(out_TNH.dtype)
+                    out_INH = torch.lerp(out_TNH.index_select(0, query_I), out_INH, share_IN1)
+                    lse_IN = torch.logaddexp(lse_IN, square_lse_IN)
+                out_TNH.index_copy_(0, query_I, out_INH)
+                lse_TN.index_copy_(0, query_I, lse_IN)
+        out_TNH = out_TNH[:-1]
+        ctx.save_for_backward(q_TNH, k_TKH, v_TKH, out_TNH, lse_TN[:-1])
         ctx.stacks = stacks
-        return out_TNH[:-1]
+        return out_TNH
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TNH: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q_TNH, k_TKH, v_TKH = ctx.saved_tensors
-        last, heads, key_heads, width = len(q_TNH) - 1, q_TNH.shape[1], k_TKH.shape[1], q_TNH.shape[2]
-        grad_TNH = torch.cat((grad_TNH, torch.zeros_like(grad_TNH[:1])))  # what is padded has a gradient of zero
-        dq_TNH = q_TNH.new_zeros(grad_TNH.shape)
-        dk_TKH, dv_TKH = (x.new_zeros(x.shape, dtype=_wide(x)) for x in (k_TKH, v_TKH))
+        q_TNH, k_TKH, v_TKH, out_TNH, lse_TN = ctx.saved_tensors
+        (_, heads, width), key_heads, scale = q_TNH.shape, k_TKH.shape[1], q_TNH.shape[2] ** -0.5
+        delta_TN = (grad_TNH.to(lse_TN.dtype) * out_TNH).sum(-1)
+        # rows F of queries and G of keys: token by token, head by head
+        q_FE, grad_FE = (
+            _with_columns(x, extra_TN.to(x.dtype), extra_TN - extra_TN.to(x.dtype))
+            for x, extra_TN in ((q_TNH, lse_TN / -scale), (grad_TNH, -delta_TN))
+        )
+        k_GE, v_GE = (_with_columns(x, 1, 1) for x in (k_TKH, v_TKH))
+        dq_FH = torch.zeros_like(q_FE[:, :width])
+        dk_GH, dv_GH = (torch.zeros_like(x[:, :width], dtype=lse_TN.dtype) for x in (k_GE, v_GE))
         for stack in ctx.stacks:
-            query_SQ, key_SK = stack.query_SQ, stack.key_SK
-            queries, keys = query_SQ.shape[1], key_SK.shape[1]
-            q_BRH, grad_BRH = (
-                _by_key_head(x, place_SQ, key_heads)
-                for x, place_SQ in ((q_TNH, query_SQ.clamp(max=last)), (grad_TNH, query_SQ))
-            )
-            k_BKH, v_BKH = (_by_key_head(x, key_SK, key_heads) for x in (k_TKH, v_TKH))
-            q_BRH *= width**-0.5
-            p_BRK = q_BRH @ k_BKH.transpose(1, 2)
-            seen = causal_mask(queries, keys, q_TNH.device) if stack.seen_S1QK is None else stack.seen_S1QK
-            p_BRK = p_BRK.view(-1, heads, queries, keys).masked_fill_(~seen, -torch.inf).softmax(-1).view_as(p_BRK)
-            slope_BRK = torch._softmax_backward_data(grad_BRH @ v_BKH.transpose(1, 2), p_BRK, -1, p_BRK.dtype)
-            dq_BRH = (slope_BRK @ k_BKH).mul_(width**-0.5)
-            dq_TNH.index_copy_(0, query_SQ.flatten(), _by_token(dq_BRH, query_SQ, heads).to(dq_TNH.dtype))
-            # a shared key's gradient is the sum
-            dk_TKH.index_add_(0, key_SK.flatten(), _by_token(slope_BRK.transpose(1, 2) @ q_BRH, key_SK, key_heads))
-            dv_TKH.index_add_(0, key_SK.flatten(), _by_token(p_BRK.transpose(1, 2) @ grad_BRH, key_SK, key_heads))
-        return dq_TNH[:-1], dk_TKH.to(k_TKH.dtype), dv_TKH.to(v_TKH.dtype), None
+            for start, query_SQ, key_SK in stack.pieces():
+                query_I, key_J = _rows(query_SQ, heads, heads // key_heads), _rows(key_SK, key_heads, 1)
+                # B: block by block, key head by key head; R: queries that share one
+                q_BRE, grad_BRE, k_BKE, v_BKE = (
+                    x.index_select(0, rows).view(len(key_SK) * key_heads, -1, x.shape[1])
+                    for x, rows in ((q_FE, query_I), (grad_FE, query_I), (k_GE, key_J), (v_GE, key_J))
+                )
+                p_BRK = _product(q_BRE, k_BKE.transpose(1, 2), scale).exp_()
+                if stack.causal:
+                    p_BRK.unflatten(1, (-1, query_SQ.shape[1]))[..., start:].tril_()
+                slope_BRK = _product(grad_BRE, v_BKE.transpose(1, 2)).mul_(p_BRK)
+                dq_IH = _product(slope_BRK, k_BKE[..., :width].contiguous(), scale).view(-1, width)
+                (dq_FH.index_copy_ if stack.causal else dq_FH.index_add_)(0, query_I, dq_IH)
+                dk_BKH = _product(slope_BRK.transpose(1, 2), q_BRE[..., :width], scale)
+                dv_BKH = _product(p_BRK.transpose(1, 2), grad_BRE[..., :width])
+                for d_GH, d_BKH in ((dk_GH, dk_BKH), (dv_GH, dv_BKH)):  # a shared key's gradient is the sum
+                    d_GH.index_add_(0, key_J, d_BKH.view(-1, width).to(d_GH.dtype))
+        dk_TKH, dv_TKH = (d_GH.to(q_TNH.dtype).view(-1, key_heads, width)[:-1] for d_GH in (dk_GH, dv_GH))
+        return dq_FH.view(-1, heads, width)[:-1], dk_TKH, dv_TKH, None
 
 
-def _by_key_head(x_TNH: Tensor, place_SQ: Tensor, key_heads: int) -> Tensor:
-    """A stack's rows in fp32 or wider, [S * K, N / K * Q, H]: queries that share a key/value head are one matrix."""
-    x_SQKRH = x_TNH.index_select(0, place_SQ.flatten()).unflatten(0, place_SQ.shape).unflatten(2, (key_heads, -1))
-    x_SKRQH = x_SQKRH.permute(0, 2, 3, 1, 4).to(_wide(x_TNH), memory_format=torch.contiguous_format)
-    return x_SKRQH.flatten(0, 1).flatten(1, 2)
+def _attend_on_cpu(q_SNQH: Tensor, k_SKKH: Tensor, v_SKKH: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """Attention [S, N, Q, H] and its log-sum-exp [S, N, Q], by the kernel of SDPA: only by name it gives the second."""
+    out_SNQH, lse_SNQ = torch._scaled_dot_product_flash_attention_for_cpu(q_SNQH, k_SKKH, v_SKKH, 0.0, causal)
+    return out_SNQH, lse_SNQ
 
 
-def _by_token(x_BRH: Tensor, place_SQ: Tensor, heads: int) -> Tensor:
-    """[S * K, N / K * Q, H] to [S * Q, N, H]."""
-    return x_BRH.view(len(place_SQ), heads, -1, x_BRH.shape[2]).transpose(1, 2).flatten(0, 1)
+def _attend(q_SNQH: Tensor, k_SKKH: Tensor, v_SKKH: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """The same by its formula, for other devices; causal is aligned to the bottom right."""
+    q_SKRQH = q_SNQH.unflatten(1, (k_SKKH.shape[1], -1))
+    scores_SKRQK = q_SKRQH @ k_SKKH[:, :, None].transpose(3, 4) * q_SNQH.shape[3] ** -0.5
+    scores_SKRQK = scores_SKRQK.to(torch.promote_types(q_SNQH.dtype, torch.float32))
+    if causal:
+        queries, keys = scores_SKRQK.shape[3:]
+        hidden_QK = torch.ones(queries, keys, dtype=torch.bool, device=q_SNQH.device).triu(keys - queries + 1)
+        scores_SKRQK.masked_fill_(hidden_QK, -torch.inf)
+    lse_SKRQ = scores_SKRQK.logsumexp(-1)
+    out_SKRQH = (scores_SKRQK - lse_SKRQ[..., None]).exp().to(v_SKKH.dtype) @ v_SKKH[:, :, None]
+    return out_SKRQH.flatten(1, 2), lse_SKRQ.flatten(1, 2)
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def _with_columns(x_TNH: Tensor, *columns: Tensor | float) -> Tensor:
+    """[(T + 1) * N, H + 8]: with these columns [T, N] behind, and a row of zeros for padded places."""
+    tokens, heads, width = x_TNH.shape
+    x_TNE = x_TNH.new_zeros(tokens + 1, heads, width + COLUMNS)
+    x_TNE[:-1, :, :width] = x_TNH
+    for place, column_TN in enumerate(columns, width):
+        x_TNE[:-1, :, place] = column_TN
+    return x_TNE.flatten(0, 1)
+
+
+def _product(a_BRE: Tensor, b_BEK: Tensor, scale: float = 1.0) -> Tensor:
+    """The scaled product, in one pass."""
+    return torch.baddbmm(a_BRE.new_empty(()), a_BRE, b_BEK, beta=0, alpha=scale)
+
+
+def _rows(place_SQ: Tensor, heads: int, sharing: int) -> Tensor:
+    """The rows of these places: block by block, of each key head its `sharing` heads, of each head its tokens."""
+    head_KR = torch.arange(heads, device=place_SQ.device).view(-1, sharing)
+    return (place_SQ[:, None, None] * heads + head_KR[..., None]).flatten()

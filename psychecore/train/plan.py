@@ -29,17 +29,13 @@ GIB = 2**30
 class MicroBatch:
     """The largest micro-batch of an update: T tokens, of which `rows` are labels.
 
-    keys: the keys that attention gathers where a prefix is shared, 0 where segments read their own tokens only.
-    mask: numbers in the masks of segments with fewer queries than keys, which torch's attention keeps in every layer.
-    stacked: all segments are short, so that torch's attention gathers and keeps neither (model/stacked_attention.py).
+    keys: the keys of all segments where a prefix is shared, 0 where segments read their own tokens only.
     accumulates: whether gradients of an earlier micro-batch lie beside it.
     """
 
     tokens: int
     rows: int
     keys: int = 0
-    mask: int = 0
-    stacked: bool = False
     accumulates: bool = True
 
 
@@ -61,8 +57,8 @@ class RolloutPlan:
 @dataclass(frozen=True)
 class Plan:
     """A run to be planned. `reference` is a frozen model in the compute dtype, parked on the CPU outside the update
-    where "cpu". `flash`: attention is one kernel over all segments (flash-attn, torch's varlen_attn, ours), else
-    torch's SDPA, which costs a copy of its output."""
+    where "cpu". `flash`: attention is one kernel over all segments (flash-attn, torch's varlen_attn, ours), which
+    reads keys that are gathered, else plain torch, which gathers by block and keeps none."""
 
     model: ModelConfig
     compute: torch.dtype
@@ -106,15 +102,12 @@ def saved_by_layer(plan: Plan) -> float:
     norms = 2 * tokens * _saved_by_norm(c.width, b)
     if c.qk_norm:  # its input is a view of the fused projection, which then is kept
         norms += 4 * tokens * (c.query_heads + c.key_value_heads)
-    stacked = batch.stacked and not plan.flash
-    keys = 0 if stacked else batch.keys
+    keys = batch.keys if plan.flash else 0
     # rotated queries; keys and values gathered, or rotated keys, and values that are a view of the fused projection
     inputs = tokens * heads + (2 * keys if keys else tokens) * sharing
     if not keys or c.qk_norm:
         inputs += tokens * (heads + 2 * sharing)
-    attention = b * inputs + (1 if plan.flash or stacked else 2) * b * tokens * heads
-    if not stacked:
-        attention += 4 * tokens * c.query_heads + (0 if plan.flash else b * batch.mask)
+    attention = b * (inputs + tokens * heads) + 4 * tokens * c.query_heads  # and the output, and its log-sum-exp
     feed_forward = b * tokens * 3 * c.feed_forward_width  # gate and up, silu(gate) times up
     return norms + attention + feed_forward
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from psychecore.model import stacked_attention as stacked
@@ -54,12 +56,17 @@ def packed(queries: list[int], keys: list[int], index: list[int]) -> PackedAtten
     return PackedAttention(cu_q, cu_k, torch.tensor(index), CPU)
 
 
-@pytest.mark.parametrize("short", [0, 60, 1 << 15])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("formula", [False, True], ids=["on CPU", "on other devices"])
+@pytest.mark.parametrize(("stack", "pairs", "rows"), [(1, 1, 1), (60, 100, 3), (1 << 21, 1 << 19, 64)])
+@pytest.mark.parametrize("seed", range(8))
 def test_outputs_and_gradients_are_those_of_plain_attention(
-    seed: int, short: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, stack: int, pairs: int, rows: int, formula: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stacked, "SHORT", short)  # none, some, or all of the segments are stacked
+    for name, value in {"STACK": stack, "PAIRS": pairs, "ROWS": rows, "CAUSAL_ROWS": 4}.items():
+        monkeypatch.setattr(stacked, name, value)  # nothing is stacked, some, or all; squares in pieces
+    if formula:
+        monkeypatch.setattr(stacked, "_attend_on_cpu", stacked._attend)
+        monkeypatch.setattr(stacked.Stack, "pieces", in_pieces)
     monkeypatch.setattr(stacked, "PADDING", random.Random(seed).choice([1.0, 1.25, 3.0]))
     segments = tree(random.Random(seed), longest=14)
     inputs = heads(sum(segments[0]), seed)
@@ -71,6 +78,30 @@ def test_outputs_and_gradients_are_those_of_plain_attention(
     torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-11)
 
 
+PIECES = stacked.Stack.pieces
+
+
+def in_pieces(stack: stacked.Stack, whole: bool = False) -> Iterator[tuple[int, Tensor, Tensor]]:
+    return PIECES(stack)
+
+
+def test_segments_with_the_same_keys_before_them_are_one_rectangle_and_need_no_mask() -> None:
+    prompt, other = list(range(3)), list(range(7, 12))
+    queries, keys = [3, 2, 2, 5, 4, 1], [3, 5, 5, 5, 9, 4]  # the last one's place among the tokens is no matter
+    index = [*prompt, *prompt, 3, 4, *prompt, 5, 6, *other, *other, *range(12, 16), *prompt, 16]
+    stacks = stacked.stack_segments(queries, keys, torch.tensor(index), CPU)
+    rectangles = [(s.query_SQ.tolist(), s.key_SK.tolist()) for s in stacks if not s.causal]
+    assert rectangles == [([[3, 4, 5, 6, 16]], [prompt]), ([[12, 13, 14, 15]], [other])]
+    assert sorted(place for s in stacks if s.causal for place in s.query_SQ.flatten().tolist() if place < 17) == list(
+        range(17)
+    )
+
+
+def test_a_segment_with_more_queries_than_keys_is_an_error() -> None:
+    with pytest.raises(ValueError, match="segment 1 has 3 queries, but only 2 keys"):
+        stacked.stack_segments([2, 3], [2, 2], torch.arange(4), CPU)
+
+
 def test_segments_of_independent_sequences_need_no_key_index() -> None:
     lengths, inputs = [5, 1, 9, 8], heads(23, 0)
     expected = by_segment(*inputs, lengths, lengths, list(range(23)))
@@ -78,44 +109,48 @@ def test_segments_of_independent_sequences_need_no_key_index() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [1.0, 5.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_gradients_in_low_precision_are_at_least_as_near_to_float64_as_torch_s_own(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_in_low_precision_are_as_near_to_float64_as_torch_s_own(dtype: torch.dtype, size: float) -> None:
+    """With scores of some 1, and of some 25, whose weights are nearly all on one key."""
     segments = tree(random.Random(3), longest=90)
-    inputs = heads(sum(segments[0]), 3, dtype)
+    inputs = [(x.detach() * size).requires_grad_() for x in heads(sum(segments[0]), 3, dtype)]
     direction = torch.randn_like(inputs[0])
     wide = [x.detach().double().requires_grad_() for x in inputs]
     exact = torch.autograd.grad(by_segment(*wide, *segments), wide, direction.double())
 
-    def error() -> list[float]:
-        found = torch.autograd.grad(packed(*segments)(0, *inputs), inputs, direction)
+    def errors(out: Tensor) -> list[float]:
+        found = torch.autograd.grad(out, inputs, direction)
         return [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
 
-    ours = error()
-    monkeypatch.setattr(stacked, "SHORT", 0)
-    for here, there in zip(ours, error(), strict=True):
-        assert 0 < here < max(1.1 * there, 4 * torch.finfo(dtype).eps)
+    ours, torchs = errors(packed(*segments)(0, *inputs)), errors(by_torch(*inputs, *segments))
+    for here, there in zip(ours, torchs, strict=True):
+        assert 0 < here < max(1.5 * there, 4 * torch.finfo(dtype).eps)
 
 
-def test_every_short_segment_is_stacked_once_and_padding_is_bounded() -> None:
+def by_torch(q: Tensor, k: Tensor, v: Tensor, queries: list[int], keys: list[int], index: list[int]) -> Tensor:
+    """torch's kernel and its backward, a segment at a time, behind a mask."""
+    outs = []
+    for q_QNH, place in zip(q.split(queries), torch.tensor(index).split(keys), strict=True):
+        seen_QS = torch.ones(len(q_QNH), len(place), dtype=torch.bool).tril(len(place) - len(q_QNH))
+        q_NQH, k_NSH, v_NSH = (x.transpose(0, 1)[None] for x in (q_QNH, k[place], v[place]))
+        out_NQH = F.scaled_dot_product_attention(q_NQH, k_NSH, v_NSH, attn_mask=seen_QS, enable_gqa=True)[0]
+        outs.append(out_NQH.transpose(0, 1))
+    return torch.cat(outs)
+
+
+def test_every_token_is_in_one_square_and_padding_is_bounded() -> None:
     rng = random.Random(0)
-    queries, keys, index = [], [], []  # type: tuple[list[int], list[int], list[int]]
-    for _ in range(60):
-        count = rng.choice([1, 20, 21, 22, 100, 200, 300])
-        index += range(sum(queries), sum(queries) + count)
-        queries.append(count), keys.append(count)
-    cu = [0, *itertools.accumulate(queries)]
-    stacks = stacked.stack_segments(queries, keys, torch.tensor(index), CPU)
+    lengths = [rng.choice([1, 20, 21, 22, 100, 200, 300, 1500]) for _ in range(60)]
+    stacks = stacked.stack_segments(lengths, lengths, None, CPU)
     targets = torch.cat([stack.query_SQ.flatten() for stack in stacks])
-    short = [place for start, stop in itertools.pairwise(cu) if stop - start <= 181 for place in range(start, stop)]
-    assert sorted(targets[targets < cu[-1]].tolist()) == short
+    assert sorted(targets[targets < sum(lengths)].tolist()) == list(range(sum(lengths)))
     assert len(stacks) < 20
     for stack in stacks:
-        lengths = (stack.query_SQ < cu[-1]).sum(1)
+        real = (stack.query_SQ < sum(lengths)).sum(1)
         padded = stack.query_SQ.numel() * stack.key_SK.shape[1]
-        assert padded <= stacked.PADDING * float((lengths**2).sum())
-        assert len(lengths) == 1 or padded <= stacked.STACK
+        assert padded <= stacked.PADDING * float((real**2).sum())
+        assert len(real) == 1 or padded <= stacked.STACK
 
 
 @pytest.mark.parametrize("spoilt", [0, 1, 2], ids=["queries", "keys", "values"])

@@ -96,7 +96,7 @@ def test_an_sft_step_takes_the_planned_memory(name: str, checkpoint: bool) -> No
         torch.float32,
         checkpoint_activations=checkpoint,
         flash=False,
-        micro_batch=MicroBatch(192, 189, stacked=True),
+        micro_batch=MicroBatch(192, 189),
     )
     _, kinds = peak(plan)
     assert measured["live"] == pytest.approx(total(kinds), rel=0.03)
@@ -108,12 +108,12 @@ def test_a_rollout_and_a_grpo_update_take_the_planned_memory(name: str) -> None:
     sizes = {"prompts": 2, "prompt": 48, "samples": 4, "answer": 16, "slots": 16}
     job = {"recipe": "grpo", "dtype": "float32", "model": MODELS[name], "reference": True}
     measured = in_a_process("measure_memory.py", job | sizes)
-    groups, mask = 2, 2 * 4 * 16 * 64
+    groups = 2
     plan = Plan(
         ModelConfig(**MODELS[name]),
         torch.float32,
         flash=False,
-        micro_batch=MicroBatch(groups * (48 + 4 * 16), groups * 4 * 16, groups * (48 + 4 * 64), mask, stacked=True),
+        micro_batch=MicroBatch(groups * (48 + 4 * 16), groups * 4 * 16, groups * (48 + 4 * 64)),
         reference="same",
         rollouts=RolloutPlan(16, 4, 64, 32, 4 * 48),
     )
@@ -177,7 +177,7 @@ def test_a_reference_pass_a_prefill_and_a_decoding_step_over_many_words_are_plan
             ModelConfig(**(SMALL | shape)),
             torch.float32,
             flash=False,
-            micro_batch=MicroBatch(2 * 168, 2 * 128, 2 * (40 + 4 * 72), 2 * 4 * 32 * 72, stacked=True),
+            micro_batch=MicroBatch(2 * 168, 2 * 128, 2 * (40 + 4 * 72)),
             reference="same",
             rollouts=RolloutPlan(16, 4, 64, 32, 160),
         )
