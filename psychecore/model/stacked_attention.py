@@ -5,13 +5,14 @@ so the segments with the same keys before them are one rectangle; it is merged w
 as in decoding (rollout/kv_cache.py). Squares of like size are padded, stacked and computed at once.
 
 Forward is torch's own kernel on CPU. Backward is written out (arXiv 2205.14135, equations 13 to 19 of appendix B.2) as
-products in the tensors' own dtype, 4 times as fast in bf16 as in fp32 on a CPU with AMX; torch's kernel takes up to
-twice as long. So that their rounding to bf16 does no harm, the log-sum-exp is subtracted inside the product, by columns
-appended to queries and keys: what is rounded is the logarithm of a weight, near 0 where the weight is large.
+products in the tensors' own dtype, 4 times as fast in bf16 as in fp32 on a CPU with AMX; below a thousand tokens
+torch's takes up to twice as long. Columns appended to queries and keys subtract the log-sum-exp inside the product,
+and a second product gives what rounding left of it, so that weights are as exact as their dtype is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,8 @@ PADDING = 1.25  # ... and so many pairs for one that counts
 PAIRS = 1 << 19  # pairs at once in backward, where two tensors of so many by the heads are held, but for
 ROWS = 64  # ... so many queries, which are always taken at once
 CAUSAL_ROWS = 256  # queries of a square at once: of the pairs of these among themselves half is not seen
-COLUMNS = 8  # appended; two count, but rows of an odd width are slow
+LONG = 1024  # tokens of a square beyond which torch's backward is as fast on CPU; it is alone in its stack
+COLUMNS = 8  # appended; three count, but rows of an odd width are slow
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def stack_segments(
     """
     if key_index_I is None:
         key_index_I = torch.arange(sum(keys), device=device)
+    on_host = key_index_I.cpu().split(keys)
     squares: list[tuple[Tensor, Tensor]] = []
     rectangles: dict[bytes, tuple[Tensor, list[Tensor]]] = {}
     places = zip(torch.arange(sum(queries), device=device).split(queries), key_index_I.split(keys), strict=True)
@@ -72,7 +75,7 @@ def stack_segments(
         if len(query_Q):
             squares.append((query_Q, own_Q))
             if before:
-                same = before_P.cpu().numpy().tobytes()
+                same = on_host[number][:before].numpy().tobytes()
                 rectangles.setdefault(same, (before_P, []))[1].append(query_Q)
     wide = [Stack(torch.cat(some)[None], key_P[None], causal=False) for key_P, some in rectangles.values()]
     return _stack_squares(squares, sum(queries)) + wide
@@ -84,7 +87,11 @@ def _stack_squares(squares: list[tuple[Tensor, Tensor]], tokens: int) -> list[St
     real = 0  # pairs that count in the last stack
     for square in sorted(squares, key=lambda square: len(square[0])):
         pairs = len(square[0]) ** 2
-        if members and (len(members[-1]) + 1) * pairs <= min(STACK, PADDING * (real + pairs)):
+        if (
+            members
+            and len(square[0]) <= LONG
+            and (len(members[-1]) + 1) * pairs <= min(STACK, PADDING * (real + pairs))
+        ):
             members[-1].append(square)
             real += pairs
         else:
@@ -139,16 +146,25 @@ class _StackedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_TNH: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q_TNH, k_TKH, v_TKH, out_TNH, lse_TN = ctx.saved_tensors
         (_, heads, width), key_heads, scale = q_TNH.shape, k_TKH.shape[1], q_TNH.shape[2] ** -0.5
+        on_cpu = q_TNH.device.type == "cpu"
         delta_TN = (grad_TNH.to(lse_TN.dtype) * out_TNH).sum(-1)
         # rows F of queries and G of keys: token by token, head by head
-        q_FE, grad_FE = (
-            _with_columns(x, extra_TN.to(x.dtype), extra_TN - extra_TN.to(x.dtype))
-            for x, extra_TN in ((q_TNH, lse_TN / -scale), (grad_TNH, -delta_TN))
-        )
-        k_GE, v_GE = (_with_columns(x, 1, 1) for x in (k_TKH, v_TKH))
+        step = 2.0 ** round(-math.log2(scale))  # a key's part of 1 / scale: in fp16 lse / scale can be too large
+        q_FE, grad_FE = _with_columns(q_TNH, lse_TN / (-scale * step)), _with_columns(grad_TNH, -delta_TN)
+        k_GE, v_GE = _with_columns(k_TKH, step), _with_columns(v_TKH, 1.0)
         dq_FH = torch.zeros_like(q_FE[:, :width])
         dk_GH, dv_GH = (torch.zeros_like(x[:, :width], dtype=lse_TN.dtype) for x in (k_GE, v_GE))
         for stack in ctx.stacks:
+            if on_cpu and stack.causal and stack.query_SQ.shape[1] > LONG:
+                query_Q, key_Q = stack.query_SQ[0], stack.key_SK[0]
+                q, grad, out, lse = (x[query_Q].transpose(0, 1)[None] for x in (q_TNH, grad_TNH, out_TNH, lse_TN))
+                k, v = (x[key_Q].transpose(0, 1)[None] for x in (k_TKH, v_TKH))
+                found = _backward_on_cpu(grad, q, k, v, out, lse, 0.0, True)
+                dq_QNH, dk_QKH, dv_QKH = (x[0].transpose(0, 1) for x in found)
+                dq_FH.view(-1, heads, width).index_copy_(0, query_Q, dq_QNH)
+                for d_GH, d_QKH in ((dk_GH, dk_QKH), (dv_GH, dv_QKH)):
+                    d_GH.view(-1, key_heads, width).index_add_(0, key_Q, d_QKH.to(d_GH.dtype))
+                continue
             for start, query_SQ, key_SK in stack.pieces():
                 query_I, key_J = _rows(query_SQ, heads, heads // key_heads), _rows(key_SK, key_heads, 1)
                 # B: block by block, key head by key head; R: queries that share one
@@ -156,7 +172,11 @@ class _StackedAttention(torch.autograd.Function):
                     x.index_select(0, rows).view(len(key_SK) * key_heads, -1, x.shape[1])
                     for x, rows in ((q_FE, query_I), (grad_FE, query_I), (k_GE, key_J), (v_GE, key_J))
                 )
-                p_BRK = _product(q_BRE, k_BKE.transpose(1, 2), scale).exp_()
+                log_BRK = _product(q_BRE, k_BKE.transpose(1, 2), scale)
+                p_BRK = log_BRK.exp()
+                if p_BRK.dtype.itemsize < 4:  # what rounding left of the logarithm, e to it being nearly 1 and it
+                    log_BRK.baddbmm_(q_BRE, k_BKE.transpose(1, 2), beta=-1, alpha=scale)
+                    p_BRK.addcmul_(p_BRK, log_BRK)
                 if stack.causal:
                     p_BRK.unflatten(1, (-1, query_SQ.shape[1]))[..., start:].tril_()
                 slope_BRK = _product(grad_BRE, v_BKE.transpose(1, 2)).mul_(p_BRK)
@@ -176,6 +196,14 @@ def _attend_on_cpu(q_SNQH: Tensor, k_SKKH: Tensor, v_SKKH: Tensor, causal: bool)
     return out_SNQH, lse_SNQ
 
 
+def _backward_on_cpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The backward of SDPA's kernel: (gradient, q, k, v, output, log-sum-exp, dropout, causal) to those of q, k, v."""
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        *arguments
+    )
+    return found
+
+
 def _attend(q_SNQH: Tensor, k_SKKH: Tensor, v_SKKH: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """The same by its formula, for other devices; causal is aligned to the bottom right."""
     q_SKRQH = q_SNQH.unflatten(1, (k_SKKH.shape[1], -1))
@@ -190,13 +218,18 @@ def _attend(q_SNQH: Tensor, k_SKKH: Tensor, v_SKKH: Tensor, causal: bool) -> tup
     return out_SKRQH.flatten(1, 2), lse_SKRQ.flatten(1, 2)
 
 
-def _with_columns(x_TNH: Tensor, *columns: Tensor | float) -> Tensor:
-    """[(T + 1) * N, H + 8]: with these columns [T, N] behind, and a row of zeros for padded places."""
+def _with_columns(x_TNH: Tensor, number: Tensor | float) -> Tensor:
+    """[(T + 1) * N, H + 8]: behind, a number [T, N] as three of x's dtype that sum to it, or a constant in all three.
+
+    A row of zeros is for padded places.
+    """
     tokens, heads, width = x_TNH.shape
     x_TNE = x_TNH.new_zeros(tokens + 1, heads, width + COLUMNS)
     x_TNE[:-1, :, :width] = x_TNH
-    for place, column_TN in enumerate(columns, width):
-        x_TNE[:-1, :, place] = column_TN
+    for place in range(width, width + 3):
+        x_TNE[:-1, :, place] = number
+        if isinstance(number, Tensor):
+            number = number - x_TNE[:-1, :, place]
     return x_TNE.flatten(0, 1)
 
 
