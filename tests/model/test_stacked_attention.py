@@ -131,7 +131,7 @@ def test_gradients_in_low_precision_are_as_near_to_float64_as_torch_s_own(
     segments = tree(random.Random(3), longest=90) if size else SPREAD
     drawn = zip(heads(sum(segments[0]), 3, dtype), (size, size, 1), strict=True)
     inputs = [(x.detach() * factor).requires_grad_() for x, factor in drawn]
-    direction = torch.randn_like(inputs[0])
+    direction = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     if not size:
         direction[:690] = 0  # else the prompt's own gradients hide the others'
     wide = [x.detach().double().requires_grad_() for x in inputs]
