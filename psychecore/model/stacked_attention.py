@@ -43,14 +43,14 @@ class Stack:
     key_SK: Tensor
     causal: bool
 
-    def pieces(self, whole: bool = False) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(first query, places of some queries, places of the keys that these see), a bounded number of pairs each."""
+    def pieces(self, whole: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """(places of some queries, places of the keys that these see), a bounded number of pairs each."""
         queries = self.query_SQ.shape[1]
         rows = max(ROWS, PAIRS // self.key_SK.numel())
         rows = queries if whole else min(rows, CAUSAL_ROWS) if self.causal else rows
         for start in range(0, queries, rows):
             query_SQ = self.query_SQ[:, start : start + rows]
-            yield start, query_SQ, self.key_SK[:, : start + query_SQ.shape[1]] if self.causal else self.key_SK
+            yield query_SQ, self.key_SK[:, : start + query_SQ.shape[1]] if self.causal else self.key_SK
 
 
 def stack_segments(
@@ -120,14 +120,11 @@ class _StackedAttention(torch.autograd.Function):
         lse_TN = out_TNH.new_zeros(tokens + 1, heads, dtype=torch.promote_types(q_TNH.dtype, torch.float32))
         on_cpu = q_TNH.device.type == "cpu"
         for stack in stacks:
-            for _, query_SQ, key_SK in stack.pieces(whole=on_cpu):
-                places = query_SQ.clamp(max=tokens - 1), key_SK, key_SK
-                q_SNQH, k_SKKH, v_SKKH = (
-                    x.index_select(0, place.flatten()).unflatten(0, place.shape).transpose(1, 2)
-                    for x, place in zip((q_TNH, k_TKH, v_TKH), places, strict=True)
-                )
-                found = (_attend_on_cpu if on_cpu else _attend)(q_SNQH, k_SKKH, v_SKKH, stack.causal)
-                out_INH, lse_IN = (x.transpose(1, 2).flatten(0, 1) for x in found)
+            for query_SQ, key_SK in stack.pieces(whole=on_cpu):
+                q_SNQH = _by_head(q_TNH, query_SQ.clamp(max=tokens - 1))
+                k_SKKH, v_SKKH = (_by_head(x, key_SK) for x in (k_TKH, v_TKH))
+                found = (attend_on_cpu if on_cpu else _attend)(q_SNQH, k_SKKH, v_SKKH, stack.causal)
+                out_INH, lse_IN = (_by_token(x) for x in found)
                 query_I = query_SQ.flatten()
                 if not stack.causal:  # merge with the square: e^a / (e^a + e^b) of this one
                     square_lse_IN = lse_TN.index_select(0, query_I)
@@ -156,16 +153,15 @@ class _StackedAttention(torch.autograd.Function):
         dk_GH, dv_GH = (torch.zeros_like(x[:, :width], dtype=lse_TN.dtype) for x in (k_GE, v_GE))
         for stack in ctx.stacks:
             if on_cpu and stack.causal and stack.query_SQ.shape[1] > LONG:
-                query_Q, key_Q = stack.query_SQ[0], stack.key_SK[0]
-                q, grad, out, lse = (x[query_Q].transpose(0, 1)[None] for x in (q_TNH, grad_TNH, out_TNH, lse_TN))
-                k, v = (x[key_Q].transpose(0, 1)[None] for x in (k_TKH, v_TKH))
+                q, grad, out, lse = (_by_head(x, stack.query_SQ) for x in (q_TNH, grad_TNH, out_TNH, lse_TN))
+                k, v = (_by_head(x, stack.key_SK) for x in (k_TKH, v_TKH))
                 found = _backward_on_cpu(grad, q, k, v, out, lse, 0.0, True)
-                dq_QNH, dk_QKH, dv_QKH = (x[0].transpose(0, 1) for x in found)
-                dq_FH.view(-1, heads, width).index_copy_(0, query_Q, dq_QNH)
+                dq_QNH, dk_QKH, dv_QKH = (_by_token(x) for x in found)
+                dq_FH.view(-1, heads, width).index_copy_(0, stack.query_SQ[0], dq_QNH)
                 for d_GH, d_QKH in ((dk_GH, dk_QKH), (dv_GH, dv_QKH)):
-                    d_GH.view(-1, key_heads, width).index_add_(0, key_Q, d_QKH.to(d_GH.dtype))
+                    d_GH.view(-1, key_heads, width).index_add_(0, stack.key_SK[0], d_QKH.to(d_GH.dtype))
                 continue
-            for start, query_SQ, key_SK in stack.pieces():
+            for query_SQ, key_SK in stack.pieces():
                 query_I, key_J = _rows(query_SQ, heads, heads // key_heads), _rows(key_SK, key_heads, 1)
                 # B: block by block, key head by key head; R: queries that share one
                 q_BRE, grad_BRE, k_BKE, v_BKE = (
@@ -178,7 +174,8 @@ class _StackedAttention(torch.autograd.Function):
                     log_BRK.baddbmm_(q_BRE, k_BKE.transpose(1, 2), beta=-1, alpha=scale)
                     p_BRK.addcmul_(p_BRK, log_BRK)
                 if stack.causal:
-                    p_BRK.unflatten(1, (-1, query_SQ.shape[1]))[..., start:].tril_()
+                    queries = query_SQ.shape[1]
+                    p_BRK.unflatten(1, (-1, queries))[..., -queries:].tril_()
                 slope_BRK = _product(grad_BRE, v_BKE.transpose(1, 2)).mul_(p_BRK)
                 dq_IH = _product(slope_BRK, k_BKE[..., :width].contiguous(), scale).view(-1, width)
                 (dq_FH.index_copy_ if stack.causal else dq_FH.index_add_)(0, query_I, dq_IH)
@@ -190,9 +187,13 @@ class _StackedAttention(torch.autograd.Function):
         return dq_FH.view(-1, heads, width)[:-1], dk_TKH, dv_TKH, None
 
 
-def _attend_on_cpu(q_SNQH: Tensor, k_SKKH: Tensor, v_SKKH: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def attend_on_cpu(
+    q_SNQH: Tensor, k_SKKH: Tensor, v_SKKH: Tensor, causal: bool = False, bias_S11K: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Attention [S, N, Q, H] and its log-sum-exp [S, N, Q], by the kernel of SDPA: only by name it gives the second."""
-    out_SNQH, lse_SNQ = torch._scaled_dot_product_flash_attention_for_cpu(q_SNQH, k_SKKH, v_SKKH, 0.0, causal)
+    out_SNQH, lse_SNQ = torch._scaled_dot_product_flash_attention_for_cpu(
+        q_SNQH, k_SKKH, v_SKKH, 0.0, causal, attn_mask=bias_S11K
+    )
     return out_SNQH, lse_SNQ
 
 
@@ -216,6 +217,16 @@ def _attend(q_SNQH: Tensor, k_SKKH: Tensor, v_SKKH: Tensor, causal: bool) -> tup
     lse_SKRQ = scores_SKRQK.logsumexp(-1)
     out_SKRQH = (scores_SKRQK - lse_SKRQ[..., None]).exp().to(v_SKKH.dtype) @ v_SKKH[:, :, None]
     return out_SKRQH.flatten(1, 2), lse_SKRQ.flatten(1, 2)
+
+
+def _by_head(x_TNH: Tensor, place_SQ: Tensor) -> Tensor:
+    """The rows of these places, [S, N, Q, H], or [S, N, Q] of [T, N]."""
+    return x_TNH.index_select(0, place_SQ.flatten()).unflatten(0, place_SQ.shape).transpose(1, 2)
+
+
+def _by_token(x_SNQH: Tensor) -> Tensor:
+    """[S * Q, N, H], or [S * Q, N] of [S, N, Q]."""
+    return x_SNQH.transpose(1, 2).flatten(0, 1)
 
 
 def _with_columns(x_TNH: Tensor, number: Tensor | float) -> Tensor:

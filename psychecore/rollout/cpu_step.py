@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from psychecore.model.decoder import Decoder, Layer
+from psychecore.model.stacked_attention import attend_on_cpu
 from psychecore.rollout.kv_cache import KVCache, Shape, length_bias
 
 Product = tuple[Tensor, Tensor | None]  # weight [E, D] and bias [E]
@@ -195,11 +196,11 @@ class CpuStep:
         flat_cache.index_put_((self.place_BE,), self.kv_BNH)
         if self.together:
             k_BKSH, v_BKSH = self.together[index]
-            self.attended_BKRH.copy_(_attend(self.q_BKRH, k_BKSH, v_BKSH, self.bias)[0])
+            self.attended_BKRH.copy_(attend_on_cpu(self.q_BKRH, k_BKSH, v_BKSH, bias_S11K=self.bias)[0])
             return
-        own_BKRH, own_lse_BKR = _attend(self.q_BKRH, k_BKSH, v_BKSH, self.answer_bias)
+        own_BKRH, own_lse_BKR = attend_on_cpu(self.q_BKRH, k_BKSH, v_BKSH, bias_S11K=self.answer_bias)
         torch.index_select(self.flat_row, 0, self.to_seat, out=self.flat_seated)
-        shared_AKXH, shared_lse_AKX = _attend(self.seated_AKXH, k_AKPH, v_AKPH, self.prompt_bias)
+        shared_AKXH, shared_lse_AKX = attend_on_cpu(self.seated_AKXH, k_AKPH, v_AKPH, bias_S11K=self.prompt_bias)
         torch.index_select(shared_AKXH.reshape(self.flat_seated.shape), 0, self.from_seat, out=self.flat_shared)
         torch.index_select(shared_lse_AKX.reshape(-1), 0, self.from_seat, out=self.flat_shared_lse)
         torch.sub(own_lse_BKR, self.shared_lse_BKR, out=self.share_BKR).sigmoid_()
@@ -216,11 +217,3 @@ def _multiply(product: Product, x: Tensor, out: Tensor) -> None:
         torch.mm(weight_ED, x, out=out)
     if bias_E is not None:
         out.add_(bias_E if x.ndim == 1 else bias_E[:, None])
-
-
-def _attend(q_AKXH: Tensor, k_AKSH: Tensor, v_AKSH: Tensor, bias_A11S: Tensor) -> tuple[Tensor, Tensor]:
-    """SDPA's own kernel on CPU, called by name since only so it gives its log-sum-exp [A, K, X]."""
-    out_AKXH, lse_AKX = torch._scaled_dot_product_flash_attention_for_cpu(
-        q_AKXH, k_AKSH, v_AKSH, 0.0, False, attn_mask=bias_A11S
-    )
-    return out_AKXH, lse_AKX

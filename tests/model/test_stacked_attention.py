@@ -72,7 +72,7 @@ def test_outputs_and_gradients_are_those_of_plain_attention(
     for name, value in sizes.items():
         monkeypatch.setattr(stacked, name, value)  # nothing is stacked, some, or all; squares in pieces
     if formula:
-        monkeypatch.setattr(stacked, "_attend_on_cpu", stacked._attend)
+        monkeypatch.setattr(stacked, "attend_on_cpu", stacked._attend)
         monkeypatch.setattr(stacked.Stack, "pieces", in_pieces)
     monkeypatch.setattr(stacked, "PADDING", random.Random(seed).choice([1.0, 1.25, 3.0]))
     segments = tree(random.Random(seed), longest=14)
@@ -88,7 +88,7 @@ def test_outputs_and_gradients_are_those_of_plain_attention(
 PIECES = stacked.Stack.pieces
 
 
-def in_pieces(stack: stacked.Stack, whole: bool = False) -> Iterator[tuple[int, Tensor, Tensor]]:
+def in_pieces(stack: stacked.Stack, whole: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     return PIECES(stack)
 
 
