@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import save
+from measure import named, save
 
 from psychecore.runtime import fast_dtype
 from psychecore.train.token_logprobs import token_logprobs
@@ -41,7 +41,7 @@ def main() -> None:
     result = {"main": compare(options.tokens, options.vocabulary, options.width)}
     if options.growth:
         result["growth"] = [compare(tokens, vocabulary, options.width) for tokens, vocabulary in GROWTH]
-    save("loss_memory", result)
+    save(named("loss_memory", fast_dtype(torch.device("cpu"))), result)
 
 
 def compare(tokens: int, vocabulary: int, width: int) -> dict[str, Any]:

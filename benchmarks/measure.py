@@ -14,10 +14,19 @@ from typing import Any
 
 import torch
 
+from psychecore.model import products
+
 RESULTS = Path(__file__).resolve().parent / "results"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SUFFIX = "" if DEVICE.type == "cpu" else "_gpu"  # of the result files: a GPU's stand beside a CPU's
 MODEL = Path(__file__).resolve().parents[1] / ".models" / "SmolLM2-135M-Instruct"
+
+
+def named(name: str, dtype: torch.dtype) -> str:
+    """What a result's file is called: a GPU's stands beside a CPU's, and those of a CPU without bf16, one a dtype."""
+    if DEVICE.type == "cuda":
+        return f"{name}_gpu"
+    slow = torch.bfloat16 in products.SLOW_ON_CPU
+    return f"{name}_without_bf16_{str(dtype).removeprefix('torch.')}" if slow else name
 
 
 def race(contestants: Mapping[str, Callable[[], float]], rounds: int = 3) -> dict[str, list[float]]:

@@ -26,7 +26,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
-from measure import DEVICE, MODEL, SUFFIX, before, race, roof, save, summary, synchronize
+from measure import DEVICE, MODEL, before, named, race, roof, save, summary, synchronize
 
 import psychecore as pc
 from psychecore.model import compiler
@@ -71,9 +71,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="*", default=ALL, choices=ALL)
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
+    parser.add_argument("--rounds", type=int, help="counted, of the cases of one length; their own number by default")
     options = parser.parse_args()
     dtype = fast_dtype(DEVICE) if options.dtype == "auto" else getattr(torch, options.dtype)
-    results: dict[str, Any] = before(f"rollouts{SUFFIX}", options.cases)
+    file = named("rollouts", dtype)
+    results: dict[str, Any] = before(file, options.cases)
     shared = {"dtype": str(dtype), "unit": "new tokens / s, prefill included", "cases": results}
     with contextlib.closing(Lanes(dtype)) as lanes:
         for name in options.cases:
@@ -83,9 +85,10 @@ def main() -> None:
             elif name == "tail":
                 results[name] = tail(lanes)
             else:
-                results[name] = one_length(lanes, CASES[name])
+                case = CASES[name]
+                results[name] = one_length(lanes, case._replace(rounds=options.rounds or case.rounds))
             print(f"  { {k: v for k, v in results[name].items() if k not in ('rates', 'rows')} }", flush=True)
-            save(f"rollouts{SUFFIX}", shared)  # after each case: what is measured stays
+            save(file, shared)  # after each case: what is measured stays
 
 
 class Lanes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 
 import torch
-from measure import MODEL, race, save, summary
+from measure import MODEL, named, race, save, summary
 
 import psychecore as pc
 from psychecore.data.packing import PackedBatch, pack
@@ -47,7 +47,8 @@ def main() -> None:
     rates = race({"shared": lambda: rate(shared), "separate": lambda: rate(separate)}, rounds=3)
     result = summary(rates, "shared") | {"unit": "completion tokens / s", "dtype": str(model.dtype)}
     print(result["times_faster"])
-    save("shared_prompt", result | {"tokens": [shared.tokens, separate.tokens], "largest_gradient_difference": gap})
+    file = named("shared_prompt", model.dtype)
+    save(file, result | {"tokens": [shared.tokens, separate.tokens], "largest_gradient_difference": gap})
 
 
 def update(model: pc.Decoder, batch: PackedBatch) -> None:

@@ -20,15 +20,22 @@ ROLLOUTS = {
     "shared600": ("prompts of 600 tokens x 8 samples x 32 tokens", "5x transformers"),
     "one": ("one sequence", "2x transformers"),
 }
+# README's tables: of a CPU with bf16, and of one without by dtype (measure.named); name and what ends a result's file
+TABLES = {
+    "speed": "",
+    "speed without bf16, in fp32": "_without_bf16_float32",
+    "speed without bf16, in bf16": "_without_bf16_bfloat16",
+}
 
 
 def main() -> None:
-    """Print the table, put it into README, and write the plots."""
-    lines_ = ["| what | target | measured |", "|---|---|---|"]
-    lines_ += [f"| {what} | {target} | {measured} |" for what, target, measured in rows()]
-    table = "\n".join(lines_) + "\n"
-    print(table, end="")
-    replace_file(README, [put(README.read_text(encoding="utf-8"), "speed", table)])
+    """Print the tables, put them into README, and write the plots."""
+    for name, ending in TABLES.items():
+        lines_ = ["| what | target | measured |", "|---|---|---|"]
+        lines_ += [f"| {what} | {target} | {measured} |" for what, target, measured in rows(ending)]
+        table = "\n".join(lines_) + "\n"
+        print(f"{name}:\n{table}")
+        replace_file(README, [put(README.read_text(encoding="utf-8"), name, table)])
     plots()
 
 
@@ -41,9 +48,9 @@ def put(page: str, name: str, table: str) -> str:
     return before + mark + table + end + after
 
 
-def rows() -> Iterator[tuple[str, str, str]]:
+def rows(ending: str) -> Iterator[tuple[str, str, str]]:
     """(what, target, measured) of every result that is there."""
-    cases = _read("rollouts").get("cases", {})
+    cases = _read(f"rollouts{ending}").get("cases", {})
     for name, (what, target) in ROLLOUTS.items():
         if case := cases.get(name):
             more = f"; occupancy {case['occupancy_while_work_waits']:.1%}" if name == "tail" else ""
@@ -53,13 +60,13 @@ def rows() -> Iterator[tuple[str, str, str]]:
         ("grpo_step", "GRPO step, 4 x 8 samples of 128 tokens", "4x TRL at half its memory"),
         ("sft_step", "SFT on counsel_chat", "4x TRL at half its memory, 1.3x transformers"),
     ):
-        if row := _read(name):
+        if row := _read(name + ending):
             memory = ", ".join(f"{share:.2f} of {peer}'s memory" for peer, share in row["memory_share"].items())
             yield what, target, f"{_times(row)} (psychecore {row['median']['psychecore']:.0f} tok/s); {memory}"
-    if row := _read("shared_prompt"):
+    if row := _read(f"shared_prompt{ending}"):
         gap = f"largest gradient difference {row['largest_gradient_difference']:.0e} of the largest entry"
         yield "update, a prompt of 600 tokens, 8 completions of 100", "3x unshared", f"{_times(row)}; {gap}"
-    if row := _read("loss_memory").get("main"):
+    if row := _read(f"loss_memory{ending}").get("main"):
         share, ratio = row["memory_share"], row["time_ratio"]
         what = f"loss at V = {row['vocabulary']:,}, D = {row['width']}, {row['tokens']:,} tokens"
         yield what, "8 % of the naive memory, 1.2x its time", f"{share:.1%} of its memory, {ratio:.2f}x its time"

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from loss_memory import resident
-from measure import DEVICE, MODEL, SUFFIX, roof, save, summary, synchronize
+from measure import DEVICE, MODEL, named, roof, save, summary, synchronize
 
 from psychecore.runtime import fast_dtype
 
@@ -74,7 +74,8 @@ def main() -> None:
     result |= summary(rates, "psychecore")  # each step against the same step of the same round
     result["memory_share"] = {n: round(peak["psychecore"] / p, 3) for n, p in peak.items() if n != "psychecore"}
     print(result["times_faster"], result["memory_share"])
-    save(f"{options.task}_step{SUFFIX}", result | {"roof": roof(getattr(torch, options.dtype), DEVICE)})
+    dtype = getattr(torch, options.dtype)
+    save(named(f"{options.task}_step", dtype), result | {"roof": roof(dtype, DEVICE)})
 
 
 def reward(completions: list[str], **_: Any) -> list[float]:

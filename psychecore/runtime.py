@@ -216,8 +216,9 @@ def _naming_the_network(where: str) -> Iterator[None]:
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where its matrix products are fast: on CUDA, and on CPUs with native bf16; else float32.
 
-    Measured, because a CPU without bf16 instructions computes it hundreds of times slower than fp32 (0.3 against 114
-    GFLOP/s on two cores of a Zen 3).
+    Measured, because torch's own bf16 is hundreds of times slower than fp32 on a CPU without instructions for it (0.3
+    against 114 GFLOP/s on two cores of a Zen 3). There model/products.py computes it by products in fp32, and fp32
+    itself is as fast and more exact, but for sampling a single sequence.
     """
     if device.type == "cuda":
         return torch.bfloat16

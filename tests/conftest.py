@@ -13,6 +13,7 @@ from compose import main as compose_main
 
 from psychecore.data.prompts import question_messages
 from psychecore.data.records import read_questions
+from psychecore.model import products
 from psychecore.model.config import ModelConfig
 from psychecore.model.decoder import Decoder
 from psychecore.model.pretrained import save_model
@@ -45,6 +46,13 @@ def shared_folder() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is absent: it holds data that is not ours to commit")
     return SHARED
+
+
+@pytest.fixture(params=[False, True], ids=["own products", "wide products"])
+def products_of_16_bits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch, and through fp32, whichever this machine's CPU is better at."""
+    slow = {torch.bfloat16, torch.float16} if request.param else set()
+    monkeypatch.setattr(products, "SLOW_ON_CPU", frozenset(slow))
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,10 @@ Query, key and value share one matrix, gate and up another: fewer, larger produc
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from psychecore.model import fused
+from psychecore.model import fused, products
 from psychecore.model.attention import Attention, PackedAttention
 from psychecore.model.config import ModelConfig
 
@@ -127,7 +126,7 @@ class Decoder(nn.Module):
         positions_T = torch.arange(length, device=ids_BS.device).repeat(batch)
         attention = PackedAttention.of_lengths([length] * batch, ids_BS.device)
         hidden_TD = self(ids_BS.flatten(), positions_T, attention)
-        return F.linear(hidden_TD, self.head_weight).unflatten(0, (batch, length))
+        return products.linear(hidden_TD, self.head_weight).unflatten(0, (batch, length))
 
     @torch.no_grad()
     def initialise(self, seed: int, std: float = 0.02) -> Decoder:

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 
+from psychecore.model import products
+
 STACK = 1 << 21  # at most so many pairs of query and key in a stack of several
 PADDING = 1.25  # ... and so many pairs for one that counts
 PAIRS = 1 << 19  # pairs at once in backward, where two tensors of so many by the heads are held, but for
@@ -115,6 +117,8 @@ def stacked_attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, stacks: Seque
 class _StackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, stacks: Sequence[Stack]) -> Tensor:
+        given = q_TNH, k_TKH, v_TKH
+        q_TNH, k_TKH, v_TKH = map(products.wide, given)
         tokens, heads, _ = q_TNH.shape
         out_TNH = q_TNH.new_zeros(tokens + 1, *q_TNH.shape[1:])  # what is padded is written to a row behind the last
         lse_TN = out_TNH.new_zeros(tokens + 1, heads, dtype=torch.promote_types(q_TNH.dtype, torch.float32))
@@ -133,15 +137,17 @@ class _StackedAttention(torch.autograd.Function):
                     lse_IN = torch.logaddexp(lse_IN, square_lse_IN)
                 out_TNH.index_copy_(0, query_I, out_INH)
                 lse_TN.index_copy_(0, query_I, lse_IN)
-        out_TNH = out_TNH[:-1]
-        ctx.save_for_backward(q_TNH, k_TKH, v_TKH, out_TNH, lse_TN[:-1])
+        out_TNH = out_TNH[:-1].to(given[0].dtype)
+        ctx.save_for_backward(*given, out_TNH, lse_TN[:-1])
         ctx.stacks = stacks
         return out_TNH
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TNH: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q_TNH, k_TKH, v_TKH, out_TNH, lse_TN = ctx.saved_tensors
+        *inputs, lse_TN = ctx.saved_tensors
+        dtype = grad_TNH.dtype
+        q_TNH, k_TKH, v_TKH, out_TNH, grad_TNH = map(products.wide, (*inputs, grad_TNH))
         (_, heads, width), key_heads, scale = q_TNH.shape, k_TKH.shape[1], q_TNH.shape[2] ** -0.5
         on_cpu = q_TNH.device.type == "cpu"
         delta_TN = (grad_TNH.to(lse_TN.dtype) * out_TNH).sum(-1)
@@ -183,8 +189,8 @@ class _StackedAttention(torch.autograd.Function):
                 dv_BKH = _product(p_BRK.transpose(1, 2), grad_BRE[..., :width])
                 for d_GH, d_BKH in ((dk_GH, dk_BKH), (dv_GH, dv_BKH)):  # a shared key's gradient is the sum
                     d_GH.index_add_(0, key_J, d_BKH.view(-1, width).to(d_GH.dtype))
-        dk_TKH, dv_TKH = (d_GH.to(q_TNH.dtype).view(-1, key_heads, width)[:-1] for d_GH in (dk_GH, dv_GH))
-        return dq_FH.view(-1, heads, width)[:-1], dk_TKH, dv_TKH, None
+        dk_TKH, dv_TKH = (d_GH.to(dtype).view(-1, key_heads, width)[:-1] for d_GH in (dk_GH, dv_GH))
+        return dq_FH.to(dtype).view(-1, heads, width)[:-1], dk_TKH, dv_TKH, None
 
 
 def attend_on_cpu(

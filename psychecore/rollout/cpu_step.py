@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from psychecore.model import products
 from psychecore.model.decoder import Decoder, Layer
 from psychecore.model.stacked_attention import attend_on_cpu
 from psychecore.rollout.kv_cache import KVCache, Shape, length_bias
@@ -213,6 +214,8 @@ def _multiply(product: Product, x: Tensor, out: Tensor) -> None:
     weight_ED, bias_E = product
     if x.ndim == 1:
         torch.mv(weight_ED, x, out=out)
+    elif products.are_slow(x):
+        out.copy_(products.weight_first(weight_ED, x))
     else:
         torch.mm(weight_ED, x, out=out)
     if bias_E is not None:

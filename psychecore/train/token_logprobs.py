@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from psychecore.data.packing import PackedBatch
-from psychecore.model import compiler, fused
+from psychecore.model import compiler, fused, products
 from psychecore.model.attention import PackedAttention
 from psychecore.model.decoder import Decoder
 
@@ -66,9 +66,10 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx: Any, hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         lse_T, entropy_T, picked_T = (hidden_TD.new_empty(len(labels_T), dtype=_wide(hidden_TD)) for _ in range(3))
+        factor_TD = products.wide(hidden_TD)
         for rows in _chunks(len(labels_T), ROWS_PER_CHUNK):
             lse_T[rows], entropy_T[rows], picked_T[rows] = _statistics(
-                hidden_TD[rows], head_VD, labels_T[rows], temperature
+                factor_TD[rows], head_VD, labels_T[rows], temperature
             )
         ctx.save_for_backward(hidden_TD, head_VD, labels_T, lse_T, entropy_T)
         ctx.temperature = temperature
@@ -85,13 +86,14 @@ class _TokenLogprobs(torch.autograd.Function):
             if grad_entropy_T is None:
                 return None, None, None, None
             grad_logprob_T = torch.zeros_like(lse_T)
+        factor_TD = products.wide(hidden_TD)
         grad_hidden_TD = torch.zeros_like(hidden_TD, dtype=lse_T.dtype)
         grad_head_VD = torch.empty_like(head_VD)
         for columns in _chunks(head_VD.shape[0], VOCABULARY_PER_CHUNK):
-            chunk_VD = head_VD[columns]
+            chunk_VD = products.wide(head_VD[columns])
             grad_chunk_VD = torch.zeros_like(chunk_VD, dtype=lse_T.dtype)
             for rows in _chunks(len(labels_T), ROWS_PER_CHUNK):
-                product_TV = hidden_TD[rows] @ chunk_VD.T
+                product_TV = factor_TD[rows] @ chunk_VD.T
                 slope_TV = compiler.where_it_pays(_slope, product_TV)(
                     product_TV,
                     labels_T[rows] - columns.start,
@@ -101,7 +103,7 @@ class _TokenLogprobs(torch.autograd.Function):
                     ctx.temperature,
                 )
                 grad_hidden_TD[rows] += slope_TV @ chunk_VD
-                grad_chunk_VD += slope_TV.T @ hidden_TD[rows]
+                grad_chunk_VD += slope_TV.T @ factor_TD[rows]
             grad_head_VD[columns] = grad_chunk_VD.to(head_VD.dtype)
         return grad_hidden_TD.to(hidden_TD.dtype), grad_head_VD, None, None
 
@@ -114,7 +116,7 @@ def _statistics(
     top_T = torch.full(shape, -torch.inf, dtype=dtype, device=hidden_TD.device)
     sum_T, weighted_T, picked_T = (torch.zeros_like(top_T) for _ in range(3))
     for columns in _chunks(head_VD.shape[0], VOCABULARY_PER_CHUNK):
-        product_TV = hidden_TD @ head_VD[columns].T
+        product_TV = hidden_TD @ products.wide(head_VD[columns]).T
         inside_T, place_T = _inside(labels_T - columns.start, product_TV)
         picked_T = torch.where(inside_T, product_TV.gather(1, place_T[:, None])[:, 0].to(dtype), picked_T)
         add_chunk = compiler.where_it_pays(_add_chunk, product_TV)

@@ -120,6 +120,7 @@ def test_segments_of_independent_sequences_need_no_key_index() -> None:
 SPREAD = ([690, 8, 8], [690, 698, 698], [*range(690), *range(698), *range(690), *range(698, 706)])
 
 
+@pytest.mark.usefixtures("products_of_16_bits")
 @pytest.mark.parametrize("long", [64, 1024])  # squares by torch's backward, by ours
 @pytest.mark.parametrize("size", [0.0, 1.0, 5.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -148,6 +149,7 @@ def test_gradients_in_low_precision_are_as_near_to_float64_as_torch_s_own(
     assert all(ours[2:])  # rounded, as numbers of these dtypes are
 
 
+@pytest.mark.usefixtures("products_of_16_bits")
 def test_scores_beyond_what_fp16_holds_have_finite_gradients() -> None:
     q, k, v = (x.detach() for x in heads(20, 0, torch.float16))
     inputs = [x.requires_grad_() for x in (q + 100, k + 100, v)]  # scores of some 28,000, times sqrt(8): 80,000

@@ -36,6 +36,7 @@ def caches(model: Decoder, slots: int, rows: int) -> list[KVCache]:
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("products_of_16_bits")
 @pytest.mark.parametrize("changes", KINDS)
 @pytest.mark.parametrize("slots", [1, 2, 7, 70])
 @pytest.mark.parametrize(

@@ -1,0 +1,86 @@
+"""Products of matrices; on a CPU without instructions for 16 bits they are computed in fp32.
+
+torch multiplies bf16 and fp16 there at an eighth of fp32's speed (two cores of a Zen 3: 14 against 110 GFLOP/s). So
+factors are widened, which costs a pass over each, and the product is summed in fp32 and rounded once: what a CPU that
+has the instructions gives. Tensors stay 16 bits wide in memory, and so do those that autograd keeps. Milliseconds below
+are of all layers of SmolLM2 there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def _slow_dtypes() -> frozenset[torch.dtype]:
+    """Those for whose products oneDNN, by which torch multiplies, has no code here; both where torch is without it."""
+    fast = {
+        torch.bfloat16: getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None),
+        torch.float16: getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None),
+    }
+    return frozenset(dtype for dtype, supported in fast.items() if supported is None or not supported())
+
+
+SLOW_ON_CPU = _slow_dtypes()
+BLOCK = 1 << 20  # numbers of a weight that are widened at once in decoding: 4 MiB stay in the cache for the product
+FEW_COLUMNS = 4  # up to so many, products of 16 bits are not slow: 25 ms for 2, 54 for 4, where wide ones take 100
+COLUMNS = 16  # ... and wide ones are padded to multiples of this: 59 ms for 8 columns instead of 114
+
+
+def are_slow(x: Tensor) -> bool:
+    """Whether products of such tensors are to be computed in fp32."""
+    return x.device.type == "cpu" and x.dtype in SLOW_ON_CPU
+
+
+def wide(x: Tensor) -> Tensor:
+    """x as it is multiplied: in fp32 where its own products are slow, else itself."""
+    return x.float() if are_slow(x) else x
+
+
+def linear(x_TD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
+    """x W^T + b, [T, E]; differentiable once where it is computed in fp32."""
+    if not are_slow(x_TD):
+        return F.linear(x_TD, weight_ED, bias_E)
+    y_TE: Tensor = _WideLinear.apply(x_TD, weight_ED, bias_E)
+    return y_TE
+
+
+def weight_first(weight_ED: Tensor, x_DC: Tensor) -> Tensor:
+    """W x of a few columns, [E, C], without gradient; in fp32, as it was summed, where it is computed so.
+
+    The weight is widened block by block: whole, the head of SmolLM2 at 32 columns took 82 ms instead of 20.
+    """
+    if not are_slow(weight_ED):
+        return weight_ED @ x_DC
+    (rows, width), columns = weight_ED.shape, x_DC.shape[1]
+    if columns <= FEW_COLUMNS:
+        return F.linear(x_DC.T.contiguous(), weight_ED).T
+    wide_DC = F.pad(x_DC.float(), (0, -columns % COLUMNS))
+    y_EC = wide_DC.new_empty(rows, wide_DC.shape[1])
+    block_ED = wide_DC.new_empty(min(rows, max(1, BLOCK // width)), width)
+    for start in range(0, rows, len(block_ED)):
+        some_ED = weight_ED[start : start + len(block_ED)]
+        torch.mm(block_ED[: len(some_ED)].copy_(some_ED), wide_DC, out=y_EC[start : start + len(some_ED)])
+    return y_EC[:, :columns]
+
+
+class _WideLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_TD, weight_ED)
+        y_TE = F.linear(x_TD.float(), weight_ED.float(), None if bias_E is None else bias_E.float())
+        return y_TE.to(x_TD.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x_TD, weight_ED = ctx.saved_tensors
+        grad_TE = grad_TE.float()
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        grad_x_TD = (grad_TE @ weight_ED.float()).to(x_TD.dtype) if of_x else None
+        grad_weight_ED = (grad_TE.T @ x_TD.float()).to(weight_ED.dtype) if of_weight else None
+        return grad_x_TD, grad_weight_ED, grad_TE.sum(0).to(x_TD.dtype) if of_bias else None

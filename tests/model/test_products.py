@@ -1,0 +1,123 @@
+"""Products through fp32 against float64, rounded once; what autograd keeps of them; which dtypes take this way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from psychecore.model import fused, products
+
+LOW = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU that has instructions for neither."""
+    monkeypatch.setattr(products, "SLOW_ON_CPU", frozenset(LOW))
+
+
+def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def assert_rounded_once(found: Tensor, exact: Tensor) -> None:
+    """Each number is off by half a unit in its last place, and by what fp32 lost in the sum before."""
+    half = torch.finfo(found.dtype).eps / 2
+    allowed = exact.abs() * half * 1.01 + 1e-5 * exact.abs().max()
+    assert ((found.double() - exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", [None, "x", "weight"])
+def test_a_product_and_its_gradients_are_those_of_float64_rounded_once(
+    dtype: torch.dtype, bias: bool, frozen: str | None
+) -> None:
+    inputs = {"x": draw(70, 96, dtype=dtype), "weight": draw(40, 96, dtype=dtype, seed=1)}
+    if bias:
+        inputs["bias"] = draw(40, dtype=dtype, seed=2)
+    direction_TE = draw(70, 40, dtype=dtype, seed=3)
+    wide = {name: x.double() for name, x in inputs.items()}
+    for some in (inputs, wide):
+        for name, x in some.items():
+            x.requires_grad_(name != frozen)
+    y_TE = fused.linear(*inputs.values())
+    exact_TE = torch.nn.functional.linear(*wide.values())
+    assert y_TE.dtype == dtype
+    assert_rounded_once(y_TE.detach(), exact_TE.detach())
+    y_TE.backward(direction_TE)
+    exact_TE.backward(direction_TE.double())
+    for name, x in inputs.items():
+        assert (x.grad is None) == (name == frozen)
+        if x.grad is not None:
+            assert x.grad.dtype == dtype
+            assert_rounded_once(x.grad, wide[name].grad)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("columns", [1, 2, products.FEW_COLUMNS, products.FEW_COLUMNS + 1, 16, 17, 70])
+@pytest.mark.parametrize("block", [1, 1000, 1 << 20])
+def test_few_columns_are_multiplied_in_blocks_of_the_weight(
+    dtype: torch.dtype, columns: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "BLOCK", block)
+    weight_ED, x_DC = draw(41, 96, dtype=dtype), draw(96, columns, dtype=dtype, seed=1)
+    got_EC, exact_EC = products.weight_first(weight_ED, x_DC), weight_ED.double() @ x_DC.double()
+    if columns > products.FEW_COLUMNS:
+        torch.testing.assert_close(got_EC.double(), exact_EC, rtol=1e-5, atol=1e-5)
+        assert got_EC.dtype == torch.float32
+    assert_rounded_once(got_EC.to(dtype), exact_EC)
+    rows_CE = fused.linear(x_DC.T, weight_ED)
+    assert rows_CE.dtype == dtype
+    assert_rounded_once(rows_CE, exact_EC.T)
+
+
+def test_autograd_keeps_the_narrow_tensors() -> None:
+    kept: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        kept.append(x)
+        return x
+
+    x_TD, weight_ED = (draw(n, 8, dtype=torch.bfloat16).requires_grad_() for n in (70, 5))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        products.linear(x_TD, weight_ED)
+    assert [x.data_ptr() for x in kept] == [x_TD.data_ptr(), weight_ED.data_ptr()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_wider_dtypes_are_left_to_torch(dtype: torch.dtype) -> None:
+    x_TD = draw(3, 8, dtype=dtype)
+    assert not products.are_slow(x_TD)
+    assert products.wide(x_TD) is x_TD
+
+
+def test_other_devices_are_left_to_torch() -> None:
+    assert not products.are_slow(torch.empty(1, dtype=torch.bfloat16, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("bf16", "fp16", "found"),
+    [
+        (True, True, set()),
+        (True, False, {torch.float16}),
+        (False, False, set(LOW)),
+        (None, None, set(LOW)),  # torch without oneDNN
+    ],
+)
+def test_slow_is_what_onednn_has_no_code_for(
+    bf16: bool | None, fp16: bool | None, found: set[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Operators:
+        def __getattr__(self, name: str) -> Any:
+            supported = {"_is_mkldnn_bf16_supported": bf16, "_is_mkldnn_fp16_supported": fp16}[name]
+            if supported is None:
+                raise AttributeError(name)
+            return lambda: supported
+
+    monkeypatch.setattr(torch.ops, "mkldnn", Operators(), raising=False)
+    assert products._slow_dtypes() == found
