@@ -34,13 +34,18 @@ def token_logprobs(
 
     hidden_TD and head_weight_VD in one floating dtype, labels_T int64 in [0, V). Results are fp32 (float64 for
     float64 inputs) and differentiable once in hidden and weight. At temperature t the distribution is
-    softmax(logits / t). Raises ValueError for a temperature that is not above 0, for misshapen inputs, and on CPU for
-    labels beyond the vocabulary (-100 included: pass only rows that count); a GPU would have to be waited for.
+    softmax(logits / t). Raises ValueError for a temperature that is not above 0, for misshapen inputs or two dtypes,
+    and on CPU for labels beyond the vocabulary (-100 included: pass only rows that count); a GPU would have to be
+    waited for.
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, but a log-probability needs one above 0")
     if hidden_TD.ndim != 2 or head_weight_VD.ndim != 2 or hidden_TD.shape[1] != head_weight_VD.shape[1]:
         raise ValueError(f"hidden {tuple(hidden_TD.shape)} and head {tuple(head_weight_VD.shape)} must share a width")
+    if hidden_TD.dtype != head_weight_VD.dtype:
+        raise ValueError(
+            f"hidden states are {hidden_TD.dtype}, but the head is {head_weight_VD.dtype}: cast one of them"
+        )
     if labels_T.shape != hidden_TD.shape[:1]:
         raise ValueError(f"{hidden_TD.shape[0]} hidden states need as many labels, not {tuple(labels_T.shape)}")
     _check_labels(labels_T, len(head_weight_VD))

@@ -26,7 +26,7 @@ def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
 def assert_rounded_once(found: Tensor, exact: Tensor) -> None:
     """Each number is off by half a unit in its last place, and by what fp32 lost in the sum before."""
     half = torch.finfo(found.dtype).eps / 2
-    allowed = exact.abs() * half * 1.01 + 1e-5 * exact.abs().max()
+    allowed = exact.abs() * half * 1.01 + 1e-5 * (exact.abs().max() if exact.numel() else 0)
     assert ((found.double() - exact).abs() <= allowed).all()
 
 
@@ -76,17 +76,41 @@ def test_few_columns_are_multiplied_in_blocks_of_the_weight(
     assert_rounded_once(rows_CE, exact_EC.T)
 
 
-def test_autograd_keeps_the_narrow_tensors() -> None:
+@pytest.mark.parametrize("trained", [{"x", "weight"}, {"x"}, {"weight"}])
+def test_autograd_keeps_the_narrow_tensors_and_only_what_a_gradient_needs(trained: set[str]) -> None:
     kept: list[Tensor] = []
 
     def keep(x: Tensor) -> Tensor:
         kept.append(x)
         return x
 
-    x_TD, weight_ED = (draw(n, 8, dtype=torch.bfloat16).requires_grad_() for n in (70, 5))
+    inputs = {name: draw(n, 8, dtype=torch.bfloat16) for name, n in (("x", 70), ("weight", 5))}
+    for name in trained:
+        inputs[name].requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        products.linear(x_TD, weight_ED)
-    assert [x.data_ptr() for x in kept] == [x_TD.data_ptr(), weight_ED.data_ptr()]
+        products.linear(inputs["x"], inputs["weight"])
+    needed = {inputs[{"x": "weight", "weight": "x"}[name]].data_ptr() for name in trained}
+    assert {x.data_ptr() for x in kept} == needed
+
+
+@pytest.mark.parametrize("shape", [(96,), (3, 96), (2, 3, 96), (0, 96)])
+def test_any_number_of_dimensions_is_taken(shape: tuple[int, ...]) -> None:
+    x, weight_ED, bias_E = (draw(*s, dtype=torch.bfloat16).requires_grad_() for s in (shape, (40, 96), (40,)))
+    y = products.linear(x, weight_ED, bias_E)
+    assert y.shape == (*shape[:-1], 40)
+    y.sum().backward()
+    assert x.grad is not None
+    assert bias_E.grad is not None
+    assert_rounded_once(x.grad, weight_ED.detach().double().sum(0).expand(shape))
+    assert_rounded_once(bias_E.grad, torch.full((40,), float(y.numel() // 40)).double())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 70])
+@pytest.mark.parametrize("grad", [True, False])
+def test_dtypes_that_differ_are_refused_as_on_any_cpu(rows: int, grad: bool) -> None:
+    for one, other in [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16), LOW]:
+        with torch.set_grad_enabled(grad), pytest.raises(RuntimeError):
+            fused.linear(draw(rows, 8, dtype=one), draw(5, 8, dtype=other))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -83,5 +83,7 @@ def test_a_label_beyond_the_vocabulary_is_named(label):
 def test_misshapen_inputs_are_refused():
     with pytest.raises(ValueError, match="must share a width"):
         token_logprobs(torch.ones(1, 2), torch.ones(3, 4), torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"the head is torch\.float64: cast"):
+        token_logprobs(torch.ones(1, 2), torch.ones(3, 2).double(), torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match="need as many labels"):
         token_logprobs(torch.ones(1, 2), torch.ones(3, 2), torch.zeros(2, dtype=torch.int64))
