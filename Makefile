@@ -22,14 +22,13 @@ demo: $(VENV)/.installed-demo ## from a fresh clone to a reward that rises: fetc
 	$(RUN) recipes/demo_model.py
 	$(RUN) recipes/pipeline.py --config recipes/presets/demo.toml
 
-# three workers on two cores: many tests wait, for a rank, a kill or a browser
 test: $(VENV)/.installed-test ## ruff, mypy, bandit, pytest, and the demo cut to a few steps
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m bandit -q -c pyproject.toml -r psychecore kernels recipes benchmarks
 	$(RUN) recipes/demo_model.py
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 	rm -rf runs/smoke
 	$(RUN) recipes/pipeline.py --config recipes/presets/smoke.toml
 

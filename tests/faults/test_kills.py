@@ -37,7 +37,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: content for name, content in left.items() if Path(name).name not in OWN}
 
 
-QUICK = ("sft", "grpo", "sft-2-ranks")  # the others are for `make faults`
+QUICK = ("grpo", "sft-2-ranks")  # the others are for `make faults`
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
