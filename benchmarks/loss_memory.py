@@ -23,6 +23,7 @@ from measure import named, save
 from psychecore.runtime import fast_dtype
 from psychecore.train.token_logprobs import token_logprobs
 
+CPU = torch.device("cpu")
 GROWTH = [(t, v) for v in (37_984, 75_968, 151_936) for t in (1024, 2048, 4096)]
 
 
@@ -41,7 +42,7 @@ def main() -> None:
     result = {"main": compare(options.tokens, options.vocabulary, options.width)}
     if options.growth:
         result["growth"] = [compare(tokens, vocabulary, options.width) for tokens, vocabulary in GROWTH]
-    save(named("loss_memory", fast_dtype(torch.device("cpu"))), result)
+    save(named("loss_memory", fast_dtype(CPU), CPU), result)
 
 
 def compare(tokens: int, vocabulary: int, width: int) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def compare(tokens: int, vocabulary: int, width: int) -> dict[str, Any]:
 
 def measure(way: str, tokens: int, vocabulary: int, width: int) -> dict[str, float]:
     """Peak extra MiB of one forward and backward, then the best seconds of three."""
-    dtype = fast_dtype(torch.device("cpu"))
+    dtype = fast_dtype(CPU)
     torch.manual_seed(0)
     hidden_TD = torch.randn(tokens, width, dtype=dtype, requires_grad=True)
     head_VD = (torch.randn(vocabulary, width) * width**-0.5).to(dtype).requires_grad_()

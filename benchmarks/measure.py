@@ -21,9 +21,9 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MODEL = Path(__file__).resolve().parents[1] / ".models" / "SmolLM2-135M-Instruct"
 
 
-def named(name: str, dtype: torch.dtype) -> str:
+def named(name: str, dtype: torch.dtype, device: torch.device) -> str:
     """What a result's file is called: a GPU's stands beside a CPU's, and those of a CPU without bf16, one a dtype."""
-    if DEVICE.type == "cuda":
+    if device.type == "cuda":
         return f"{name}_gpu"
     slow = torch.bfloat16 in products.SLOW_ON_CPU
     return f"{name}_without_bf16_{str(dtype).removeprefix('torch.')}" if slow else name

@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="counted, of the cases of one length; their own number by default")
     options = parser.parse_args()
     dtype = fast_dtype(DEVICE) if options.dtype == "auto" else getattr(torch, options.dtype)
-    file = named("rollouts", dtype)
+    file = named("rollouts", dtype, DEVICE)
     results: dict[str, Any] = before(file, options.cases)
     shared = {"dtype": str(dtype), "unit": "new tokens / s, prefill included", "cases": results}
     with contextlib.closing(Lanes(dtype)) as lanes:

@@ -47,7 +47,7 @@ def main() -> None:
     rates = race({"shared": lambda: rate(shared), "separate": lambda: rate(separate)}, rounds=3)
     result = summary(rates, "shared") | {"unit": "completion tokens / s", "dtype": str(model.dtype)}
     print(result["times_faster"])
-    file = named("shared_prompt", model.dtype)
+    file = named("shared_prompt", model.dtype, model.device)
     save(file, result | {"tokens": [shared.tokens, separate.tokens], "largest_gradient_difference": gap})
 
 

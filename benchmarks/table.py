@@ -30,12 +30,14 @@ TABLES = {
 
 def main() -> None:
     """Print the tables, put them into README, and write the plots."""
+    page = README.read_text(encoding="utf-8")
     for name, ending in TABLES.items():
         lines_ = ["| what | target | measured |", "|---|---|---|"]
         lines_ += [f"| {what} | {target} | {measured} |" for what, target, measured in rows(ending)]
         table = "\n".join(lines_) + "\n"
         print(f"{name}:\n{table}")
-        replace_file(README, [put(README.read_text(encoding="utf-8"), name, table)])
+        page = put(page, name, table)
+    replace_file(README, [page])
     plots()
 
 

@@ -75,7 +75,7 @@ def main() -> None:
     result["memory_share"] = {n: round(peak["psychecore"] / p, 3) for n, p in peak.items() if n != "psychecore"}
     print(result["times_faster"], result["memory_share"])
     dtype = getattr(torch, options.dtype)
-    save(named(f"{options.task}_step", dtype), result | {"roof": roof(dtype, DEVICE)})
+    save(named(f"{options.task}_step", dtype, DEVICE), result | {"roof": roof(dtype, DEVICE)})
 
 
 def reward(completions: list[str], **_: Any) -> list[float]:

@@ -31,9 +31,9 @@ FEW_COLUMNS = 4  # up to so many, products of 16 bits are not slow: 25 ms for 2,
 COLUMNS = 16  # ... and wide ones are padded to multiples of this: 59 ms for 8 columns instead of 114
 
 
-def are_slow(x: Tensor) -> bool:
-    """Whether products of such tensors are to be computed in fp32."""
-    return x.device.type == "cpu" and x.dtype in SLOW_ON_CPU
+def are_slow(x: Tensor, *others: Tensor) -> bool:
+    """Whether products of these are to be computed in fp32; where their dtypes differ, torch is left to refuse them."""
+    return x.device.type == "cpu" and x.dtype in SLOW_ON_CPU and all(other.dtype == x.dtype for other in others)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -43,10 +43,10 @@ def wide(x: Tensor) -> Tensor:
 
 def linear(x_TD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
     """x W^T + b, [..., E] of [..., D]; differentiable once where it is computed in fp32."""
-    if not are_slow(x_TD) or x_TD.dtype != weight_ED.dtype:  # dtypes that differ are torch's to refuse
+    if not are_slow(x_TD, weight_ED):
         return F.linear(x_TD, weight_ED, bias_E)
     y_TE: Tensor = _WideLinear.apply(x_TD.reshape(-1, x_TD.shape[-1]), weight_ED, bias_E)
-    return y_TE.view(*x_TD.shape[:-1], -1) if x_TD.ndim != 2 else y_TE
+    return y_TE.view(*x_TD.shape[:-1], len(weight_ED))
 
 
 def weight_first(weight_ED: Tensor, x_DC: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def weight_first(weight_ED: Tensor, x_DC: Tensor) -> Tensor:
 
     The weight is widened block by block: whole, the head of SmolLM2 at 32 columns took 82 ms instead of 20.
     """
-    if not are_slow(weight_ED) or x_DC.dtype != weight_ED.dtype:
+    if not are_slow(weight_ED, x_DC):
         return weight_ED @ x_DC
     (rows, width), columns = weight_ED.shape, x_DC.shape[1]
     if columns <= FEW_COLUMNS:

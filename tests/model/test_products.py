@@ -93,7 +93,7 @@ def test_autograd_keeps_the_narrow_tensors_and_only_what_a_gradient_needs(traine
     assert {x.data_ptr() for x in kept} == needed
 
 
-@pytest.mark.parametrize("shape", [(96,), (3, 96), (2, 3, 96), (0, 96)])
+@pytest.mark.parametrize("shape", [(96,), (3, 96), (2, 3, 96), (0, 96), (0, 3, 96)])
 def test_any_number_of_dimensions_is_taken(shape: tuple[int, ...]) -> None:
     x, weight_ED, bias_E = (draw(*s, dtype=torch.bfloat16).requires_grad_() for s in (shape, (40, 96), (40,)))
     y = products.linear(x, weight_ED, bias_E)
