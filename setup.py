@@ -23,6 +23,7 @@ EXTRAS = {
         "hypothesis>=6.100",
         "mypy>=1.10",
         "pytest>=8",
+        "pytest-timeout>=2.3",
         "pytest-xdist>=3.5",
         "ruff>=0.6",
         "selenium>=4.30",  # drives Debian's chromium over the pages of psychecore/curate; those tests skip without it

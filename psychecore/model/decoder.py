@@ -78,7 +78,9 @@ class Decoder(nn.Module):
         self.config = config
         self.checkpoint_activations = False
         self._compute_dtype: torch.dtype | None = None
-        self.embed = nn.Embedding(config.vocab_size, config.width)
+        # nn.Embedding(V, D) draws numbers that nobody needs; on the meta device that imports the compiler, for 3 s
+        zeros_VD = torch.zeros(config.vocab_size, config.width)
+        self.embed = nn.Embedding.from_pretrained(zeros_VD, freeze=False)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.layers))
         self.norm = RMSNorm(config.width, config.rms_eps)
         self.head = None if config.tied_head else nn.Linear(config.width, config.vocab_size, bias=False)

@@ -22,13 +22,12 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from psychecore.durable import replace_folder, require_space
 from psychecore.model.config import ModelConfig
 from psychecore.model.decoder import Decoder
 from psychecore.model.host_memory import keep_freed_memory
+from psychecore.model.shards import gather_tensor, local_rows
 from psychecore.untrusted import read_json, within
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
@@ -124,12 +123,6 @@ def save_model(
         replace_folder(temporary, target)
     if dist.is_initialized():
         dist.barrier()
-
-
-def gather_tensor(tensor: Tensor) -> Tensor:
-    """The whole tensor of an FSDP2 shard (a collective: every rank must call), or the tensor itself."""
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local_folder(source: str | os.PathLike[str]) -> Path:
@@ -240,14 +233,6 @@ def copy_rows(parameter: Tensor, place: Place, source: Any) -> None:
     if start < stop:
         rows = source[start - place.start : stop - place.start]
         local[start - first_row : stop - first_row].copy_(rows)
-
-
-def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
-    """The rows of a tensor that lie on this rank, and the number of the first of them."""
-    if not isinstance(tensor, DTensor):
-        return tensor.data, 0
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return tensor.to_local(), offset[0] if shape[0] else 0
 
 
 class _ShardWriter:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from psychecore.model.shards import gather_tensor, local_part
 from psychecore.runtime import gather_json, max_over_ranks
 
 CPU = torch.device("cpu")  # numbers travel over gloo, which CUDA runs have beside nccl
@@ -20,8 +20,7 @@ class NonFiniteError(FloatingPointError):
 
 def global_norm(tensors: list[Tensor]) -> Tensor:
     """The 2-norm over all tensors and, where they are shards, all ranks (then a collective)."""
-    norm = torch.nn.utils.get_total_norm([tensor.detach() for tensor in tensors])
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return gather_tensor(torch.nn.utils.get_total_norm([tensor.detach() for tensor in tensors]))
 
 
 def all_finite(*local: float) -> bool:
@@ -43,5 +42,4 @@ def describe_nonfinite(kinds: Mapping[str, Mapping[str, Tensor | None]], loss: f
 
 def count_nonfinite(tensor: Tensor) -> int:
     """How many values of a tensor, or of this rank's shard of it, are NaN or infinite."""
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return int((~torch.isfinite(local.detach())).sum())
+    return int((~torch.isfinite(local_part(tensor))).sum())

@@ -22,10 +22,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
 
 from psychecore.durable import damage, digest, remove_folder, replace_file, replace_folder, require_space, seal, tidy
-from psychecore.model.pretrained import Place, copy_rows, local_rows
+from psychecore.model.pretrained import Place, copy_rows
+from psychecore.model.shards import holds_original, local_rows
 from psychecore.runtime import Runtime, gather_json
 from psychecore.train.finite import CPU, NonFiniteError, count_nonfinite
 from psychecore.train.optimizer import Optimizer
@@ -134,7 +134,7 @@ class Checkpoints:
         tensors: dict[str, Tensor] = {}
         rows: dict[str, list[int]] = {}
         for name, tensor in optimizer.state_tensors().items():
-            if not _holds_original(tensor, self.runtime):
+            if not holds_original(tensor, self.runtime.first):
                 continue
             local, first_row = local_rows(tensor)
             if local.numel():
@@ -255,12 +255,3 @@ def _misplaced(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"state.json cannot be read ({error!r})"
     return None if folder.name == f"step_{step:06}" else f"it holds step {step}"
-
-
-def _holds_original(tensor: Tensor, runtime: Runtime) -> bool:
-    """Whether this rank is to write its part: of replicas only the first, of a whole tensor only the first rank."""
-    if not isinstance(tensor, DTensor):
-        return runtime.first
-    coordinate = tensor.device_mesh.get_coordinate()
-    assert coordinate is not None
-    return all(coordinate[i] == 0 for i, placement in enumerate(tensor.placements) if isinstance(placement, Replicate))

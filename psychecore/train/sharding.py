@@ -6,15 +6,20 @@ same arithmetic and measured 1.35 to 1.5 times faster than FSDP2 at world size 1
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from psychecore.model.decoder import Decoder
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,9 @@ def sharder(
     With `cast` parameters are gathered in compute_dtype and gradients reduced in fp32; without, the model keeps
     the dtype it has (a frozen bf16 reference).
     """
+    # here, since it takes a second to import, which one rank never needs (see model/shards.py)
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
     # cast_forward_inputs would round the fp32 rotary tables to bf16
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype if cast else None,
@@ -76,7 +84,7 @@ def gathered(model: Decoder) -> Iterator[None]:
 
     Gathers once instead of once per token. Shards are restored on leaving; without FSDP2 nothing happens.
     """
-    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    units = [module for module in model.modules() if _is_unit(module)]
     for unit in units:
         unit.unshard()
         unit.set_reshard_after_forward(False, recurse=False)
@@ -90,5 +98,10 @@ def gathered(model: Decoder) -> Iterator[None]:
 
 def release(model: Decoder) -> None:
     """Shard the root unit of a frozen model again: without a backward pass it would stay gathered for good."""
-    if isinstance(model, FSDPModule):
+    if _is_unit(model):
         model.reshard()
+
+
+def _is_unit(module: nn.Module) -> TypeGuard[FSDPModule]:
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import in_a_fork
 
 from psychecore.curate.stage import Outcome, Rejection, run_stage
 
@@ -95,24 +96,24 @@ def test_killed_at_any_point_it_goes_on_at_the_row_where_it_was(seed: int, tmp_p
     source, draw = write(tmp_path / "in.jsonl", 40), random.Random(seed)
     run_stage(Halves(), source, tmp_path / "whole", batch_size=3)
     operation = draw.choice(["batch", "fsync", "replace"])
-    pid = os.fork()
-    if pid == 0:  # the child dies in a batch, or before or after flushing or renaming
-        count, real = draw.randint(1, 14), getattr(os, operation, None)
+    count, real = draw.randint(1, 14), getattr(os, operation, None)
 
-        def dying(*arguments: Any) -> None:
-            nonlocal count
-            count -= 1
-            if count == 0 and seed % 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            real(*arguments)
-            if count == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def dying(*arguments: Any) -> None:
+        nonlocal count
+        count -= 1
+        if count == 0 and seed % 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*arguments)
+        if count == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
+    def work() -> None:  # dies in a batch, or before or after flushing or renaming
         if real is not None:
             setattr(os, operation, dying)
         run_stage(Deadly(count if real is None else 10**9), source, tmp_path / "out", batch_size=3)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) in (-9, 0)
+
+    log = tmp_path / "log"
+    assert in_a_fork(work, log) in (-signal.SIGKILL, 0), log.read_text()
     again = Halves()
     counts = run_stage(again, source, tmp_path / "out", batch_size=3)
     assert (counts.read, counts.kept, counts.rejected) == (40, 40, {"odd": 20})
@@ -122,10 +123,8 @@ def test_killed_at_any_point_it_goes_on_at_the_row_where_it_was(seed: int, tmp_p
 
 def test_rows_that_were_done_are_not_done_again(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", 40)
-    pid = os.fork()
-    if pid == 0:
-        run_stage(Deadly(5), source, tmp_path / "out", batch_size=3)
-    os.waitpid(pid, 0)
+    died = in_a_fork(lambda: run_stage(Deadly(5), source, tmp_path / "out", batch_size=3), tmp_path / "log")
+    assert died == -signal.SIGKILL
     again = Halves()
     run_stage(again, source, tmp_path / "out", batch_size=3)
     assert again.seen == [f"r{n}" for n in range(12, 40)]

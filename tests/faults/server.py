@@ -27,6 +27,8 @@ import grpo  # noqa: E402
 import run_folder  # noqa: E402
 import sft  # noqa: E402
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402 - AdamW imports it: once here, not in every fork
+import torch.distributed.fsdp  # noqa: E402 - as does who shards a model
 
 from psychecore.reward import score  # noqa: E402
 from psychecore.rollout import engine  # noqa: E402

@@ -23,6 +23,7 @@ import pytest
 from chat import Chat, change_params, main, model_folder
 from chat_display import DIM, PLAIN, Screen, ThinkParts, harmless
 from chat_help import HELP_LINES, help_for
+from forked import wait
 
 from psychecore.data.records import Conversation, read_conversations
 from psychecore.durable import create_file
@@ -377,9 +378,9 @@ def test_on_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_ends(workplace: Path, t
         until("you> ")
         os.write(terminal, b"/help\n")
         until("12356")
+        until("you> ")  # Ctrl-D before readline has the terminal would be a line that ends, and not reach it
         os.write(terminal, b"\x04")
-        _, status = os.waitpid(pid, 0)
-        assert os.waitstatus_to_exitcode(status) == 0
+        assert wait(pid) == 0
     finally:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)

@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import curate_models
 import pytest
 from cli import load_config
 from curate_options import STAGES, CurateRecipe
+from forked import in_a_fork
 
 from psychecore.curate.generator import Arrived, Reply, Request
 from psychecore.data.records import read_conversations, read_questions
@@ -107,23 +107,6 @@ def recipe(folder: Path, *flags: str) -> CurateRecipe:
     }
     argv = [f"--{name}={value}" for name, value in options.items()]
     return load_config(CurateRecipe, [*argv, *flags], None)
-
-
-def in_a_fork(work: Callable[[], object], log: Path) -> int:
-    """Run `work` in a child; its exit code, or minus the signal that ended it."""
-    if (child := os.fork()) == 0:
-        code = 1
-        try:
-            with open(log, "w") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-                work()
-                code = 0
-        except BaseException:
-            log.write_text(traceback.format_exc())
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def counting(work: Callable[[], object], kill_at: int, told: Path) -> Callable[[], None]:
