@@ -108,10 +108,16 @@ def machine() -> dict[str, Any]:
 
 def before(name: str, anew: Sequence[str]) -> dict[str, Any]:
     """The cases of an earlier result of this machine that are not measured anew; none of another machine's."""
-    path = RESULTS / f"{name}.json"
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    result = read(name)
     same = all(result.get("machine", {}).get(key) == machine()[key] for key in ("cpu", "torch", "threads", "date"))
     return {case: row for case, row in result.get("cases", {}).items() if case not in anew} if same else {}
+
+
+def read(name: str) -> dict[str, Any]:
+    """benchmarks/results/NAME.json, or nothing where it is not there."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
 
 
 def save(name: str, result: Mapping[str, Any]) -> None:

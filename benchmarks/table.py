@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from chart import lines
-from measure import RESULTS
+from measure import RESULTS, read
 
 from psychecore.durable import replace_file
 
@@ -26,6 +25,8 @@ TABLES = {
     "speed without bf16, in fp32": "_without_bf16_float32",
     "speed without bf16, in bf16": "_without_bf16_bfloat16",
 }
+# where_time_goes.py: columns, and what they are called in its result
+PARTS = {"products": "products_s", "attention": "attention_s", "other operators": "others_s", "left": "left_s"}
 
 
 def main() -> None:
@@ -37,6 +38,8 @@ def main() -> None:
         table = "\n".join(lines_) + "\n"
         print(f"{name}:\n{table}")
         page = put(page, name, table)
+        print(times := profile(ending))
+        page = put(page, name.replace("speed", "profile"), times)
     replace_file(README, [page])
     plots()
 
@@ -52,7 +55,7 @@ def put(page: str, name: str, table: str) -> str:
 
 def rows(ending: str) -> Iterator[tuple[str, str, str]]:
     """(what, target, measured) of every result that is there."""
-    cases = _read(f"rollouts{ending}").get("cases", {})
+    cases = read(f"rollouts{ending}").get("cases", {})
     for name, (what, target) in ROLLOUTS.items():
         if case := cases.get(name):
             more = f"; occupancy {case['occupancy_while_work_waits']:.1%}" if name == "tail" else ""
@@ -62,25 +65,38 @@ def rows(ending: str) -> Iterator[tuple[str, str, str]]:
         ("grpo_step", "GRPO step, 4 x 8 samples of 128 tokens", "4x TRL at half its memory"),
         ("sft_step", "SFT on counsel_chat", "4x TRL at half its memory, 1.3x transformers"),
     ):
-        if row := _read(name + ending):
+        if row := read(name + ending):
             memory = ", ".join(f"{share:.2f} of {peer}'s memory" for peer, share in row["memory_share"].items())
             yield what, target, f"{_times(row)} (psychecore {row['median']['psychecore']:.0f} tok/s); {memory}"
-    if row := _read(f"shared_prompt{ending}"):
+    if row := read(f"shared_prompt{ending}"):
         gap = f"largest gradient difference {row['largest_gradient_difference']:.0e} of the largest entry"
         yield "update, a prompt of 600 tokens, 8 completions of 100", "3x unshared", f"{_times(row)}; {gap}"
-    if row := _read(f"loss_memory{ending}").get("main"):
+    if row := read(f"loss_memory{ending}").get("main"):
         share, ratio = row["memory_share"], row["time_ratio"]
         what = f"loss at V = {row['vocabulary']:,}, D = {row['width']}, {row['tokens']:,} tokens"
         yield what, "8 % of the naive memory, 1.2x its time", f"{share:.1%} of its memory, {ratio:.2f}x its time"
 
 
+def profile(ending: str) -> str:
+    """Where the time of each row goes (where_time_goes.py), as a table; empty where that was not measured."""
+    cases = read(f"where_time_goes{ending}").get("cases", {})
+    head = ("what", "seconds", *PARTS, "roof", "at most")
+    lines_ = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, row in cases.items():
+        what = ROLLOUTS[name][0] if name in ROLLOUTS else "GRPO step"
+        seconds = " | ".join(f"{row[key]:.2f}" if key in row else "" for key in ("all_s", *PARTS.values(), "roof_s"))
+        most = ", ".join(f"{ratio:.2f}x {peer}" for peer, ratio in row["bound"].items())
+        lines_.append(f"| {what} | {seconds} | {most} |")
+    return "\n".join(lines_) + "\n" if cases else ""
+
+
 def plots() -> None:
     """docs/growth_rollouts.svg and docs/growth_memory.svg."""
-    if growth := _read("rollouts").get("cases", {}).get("growth"):
+    if growth := read("rollouts").get("cases", {}).get("growth"):
         points = [(row["samples"], row["seconds"]) for row in growth["rows"]]
         title = "Rollout time by number of samples (8 a prompt, 64 tokens each, 32 slots)"
         replace_file(DOCS / "growth_rollouts.svg", [lines({"psychecore": points}, title, "samples", "seconds")])
-    if growth := _read("loss_memory").get("growth"):
+    if growth := read("loss_memory").get("growth"):
         series: dict[str, list[tuple[float, float]]] = {}
         vocabularies = sorted({row["vocabulary"] for row in growth})
         for way in ("psychecore", "naive"):
@@ -93,12 +109,6 @@ def plots() -> None:
 
 def _times(row: dict[str, Any]) -> str:
     return ", ".join(f"**{ratio:.2f}x** {peer}" for peer, ratio in row["times_faster"].items())
-
-
-def _read(name: str) -> dict[str, Any]:
-    path = RESULTS / f"{name}.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
 
 
 if __name__ == "__main__":

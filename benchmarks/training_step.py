@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,18 @@ WORDS = ("negative reinforcement", "object permanence", "cognitive dissonance", 
 
 def grpo(options: argparse.Namespace) -> list[float]:
     """Completion tokens a second of rollout, reward and update."""
+    step = grpo_stepper(getattr(torch, options.dtype), options.steps + 1)
+    rates = []
+    for number in range(options.steps + 1):
+        rollouts_s, update_s = step(number)
+        rates.append(PROMPTS * SAMPLES * NEW / (rollouts_s + update_s))
+        PARTS.append({"rollouts_s": round(rollouts_s, 2), "update_s": round(update_s, 2)})
+    del PARTS[0]
+    return rates[1:]
+
+
+def grpo_stepper(dtype: torch.dtype, steps: int) -> Callable[[int], tuple[float, float]]:
+    """Takes psychecore's step of a number below `steps`; seconds of its rollouts, and of the rest."""
     import psychecore as pc
     from psychecore.model import compiler
     from psychecore.runtime import Runtime
@@ -103,27 +116,24 @@ def grpo(options: argparse.Namespace) -> list[float]:
     from psychecore.train.optimizer import Optimizer, OptimizerConfig
 
     compiler.use(DEVICE.type == "cpu")
-    dtype, alone = getattr(torch, options.dtype), Runtime(0, 1, DEVICE)
     policy, reference = (pc.load_model(MODEL, dtype, DEVICE) for _ in range(2))
     reference.requires_grad_(False)
     sampler = pc.Sampler(policy, pc.load_tokenizer(MODEL), max_slots=PROMPTS * SAMPLES)
-    optimizer = Optimizer(policy, OptimizerConfig(), options.steps + 1)
+    optimizer, alone = Optimizer(policy, OptimizerConfig(), steps), Runtime(0, 1, DEVICE)
     loss = LossConfig(kl_coefficient=0.001)
     config = GrpoConfig(PROMPTS, SAMPLES, mini_batches=1, token_budget=2304, loss=loss)  # two groups a micro-batch
-    rates = []
-    for step in range(options.steps + 1):
+    prompts = [[{"role": "user", "content": text}] for text in questions()]
+
+    def step(number: int) -> tuple[float, float]:
         start = time.perf_counter()
-        params = pc.SamplingParams(max_new_tokens=NEW, ignore_stop=True, seed=step)
-        prompts = [[{"role": "user", "content": text}] for text in questions()]
+        params = pc.SamplingParams(max_new_tokens=NEW, ignore_stop=True, seed=number)
         groups = sampler.generate(prompts, params, SAMPLES)
         rewards_PG, sampled = torch.tensor([reward(group.texts) for group in groups]), time.perf_counter()
         grpo_update(policy, optimizer, groups, pc.group_advantages(rewards_PG), config, alone, reference=reference)
         synchronize()
-        end = time.perf_counter()
-        rates.append(PROMPTS * SAMPLES * NEW / (end - start))
-        PARTS.append({"rollouts_s": round(sampled - start, 2), "update_s": round(end - sampled, 2)})
-    del PARTS[0]
-    return rates[1:]
+        return sampled - start, time.perf_counter() - sampled
+
+    return step
 
 
 def trl_grpo(options: argparse.Namespace) -> list[float]:

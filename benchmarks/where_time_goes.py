@@ -1,0 +1,87 @@
+"""Where psychecore's time goes on CPU, and which targets torch's own calls leave in reach.
+
+    .venv-bench/bin/python benchmarks/where_time_goes.py               # after rollouts.py and training_step.py grpo
+    .venv-bench/bin/python benchmarks/where_time_goes.py --cases one   # one, group32, group64, shared600, grpo
+
+A case is timed, then run once more under torch's profiler, which adds up the calls by kind: products of matrices, the
+attention kernel, other operators. What is left of the time without the profiler is Python, compiled passes, and what
+operators cost beside the profiler's clock (which slows them, so that it may be negative). `roof` is the time to read
+the weights once a step or to do the FLOPs, at rates measured in the same run. `bound` is how many times faster than a
+peer (by the race in its result file) psychecore would be if the products and the attention kernel alone took time:
+where that is below a target, nothing that changes around them reaches it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import rollouts
+import torch
+from measure import DEVICE, MODEL, before, named, read, roof, save
+from torch.profiler import ProfilerActivity, profile
+from training_step import grpo_stepper
+
+import psychecore as pc
+from psychecore.runtime import fast_dtype
+
+KINDS = {
+    "products": ("aten::mm", "aten::addmm", "aten::mv", "aten::addmv", "aten::addmv_", "aten::bmm", "aten::baddbmm"),
+    "attention": (
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+    ),
+}
+ALL = (*rollouts.CASES, "grpo")
+
+
+def main() -> None:
+    """Profile the chosen cases and write benchmarks/results/where_time_goes.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="*", default=ALL, choices=ALL)
+    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
+    options = parser.parse_args()
+    if DEVICE.type != "cpu":
+        parser.error("this is of a CPU's time; a GPU's is in gpu_steps.py")
+    dtype = fast_dtype(DEVICE) if options.dtype == "auto" else getattr(torch, options.dtype)
+    file = named("where_time_goes", dtype, DEVICE)
+    cases: dict[str, Any] = before(file, options.cases)
+    limits = roof(dtype, DEVICE)
+    for name in options.cases:
+        if name == "grpo":
+            step, numbers = grpo_stepper(dtype, 3), iter(range(3))
+            row = spent(lambda: sum(step(next(numbers))))  # noqa: B023 - it is called in this turn of the loop
+            race = read(named("grpo_step", dtype, DEVICE))
+        else:
+            case = rollouts.CASES[name]
+            row = spent(lambda: case.total * case.new / rollouts.ours(dtype, case))  # noqa: B023
+            race = read(named("rollouts", dtype, DEVICE)).get("cases", {}).get(name, {})
+            parameters = pc.ModelConfig.from_folder(MODEL).parameters
+            reading = case.new * parameters * dtype.itemsize / limits["bytes_per_s"]
+            computing = 2 * parameters * case.prompts * (case.length + case.samples * case.new) / limits["flops"]
+            row["roof_s"] = round(max(reading, computing), 3)
+        share = (row["products_s"] + row["attention_s"]) / row["all_s"]
+        row["bound"] = {who: round(ratio / share, 2) for who, ratio in race.get("times_faster", {}).items()}
+        cases[name] = row
+        print(f"{name}: {row}", flush=True)
+        save(file, {"dtype": str(dtype), "unit": "seconds", "roof": limits, "cases": cases})
+
+
+def spent(work: Callable[[], float]) -> dict[str, Any]:
+    """Seconds of a run and of its parts; `work` tells how long it took, and its first run warms up."""
+    work()
+    seconds = work()
+    with profile(activities=[ProfilerActivity.CPU]) as run:
+        work()
+    parts = dict.fromkeys((*KINDS, "others"), 0.0)
+    for event in run.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if event.key in names), "others")
+        if kind != "others" or event.key.startswith("aten::"):
+            parts[kind] += event.self_cpu_time_total / 1e6
+    parts["left"] = seconds - sum(parts.values())
+    return {f"{part}_s": round(value, 3) for part, value in {"all": seconds, **parts}.items()}
+
+
+if __name__ == "__main__":
+    main()
