@@ -126,11 +126,16 @@ def one_length(lanes: Lanes, case: Case) -> dict[str, Any]:
         if case.total <= 32:
             turns["llama.cpp greedy"] = lanes.turn("llama.cpp", llama_cpp, case, 0.0)
     result, limits = summary(race(turns, case.rounds), "psychecore"), roof(lanes.dtype, DEVICE)
-    parameters = pc.ModelConfig.from_folder(MODEL).parameters
-    steps = case.new * parameters * lanes.dtype.itemsize / limits["bytes_per_s"]  # each step reads every weight once
-    flops = 2 * parameters * case.total * case.new / limits["flops"]
-    share = result["median"]["psychecore"] * max(steps, flops) / (case.total * case.new)
+    share = result["median"]["psychecore"] * least_seconds(case, lanes.dtype, limits) / (case.total * case.new)
     return result | {"roof": limits, "share_of_roof": round(share, 3)}
+
+
+def least_seconds(case: Case, dtype: torch.dtype, limits: dict[str, float]) -> float:
+    """What the machine needs to read every weight once a step, or for the FLOPs, whichever is longer."""
+    parameters = pc.ModelConfig.from_folder(MODEL).parameters
+    reading = case.new * parameters * dtype.itemsize / limits["bytes_per_s"]
+    tokens = case.prompts * (case.length + case.samples * case.new)  # a prompt's are computed once
+    return max(reading, 2 * parameters * tokens / limits["flops"])
 
 
 def tail(lanes: Lanes) -> dict[str, Any]:

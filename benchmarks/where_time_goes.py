@@ -19,11 +19,10 @@ from typing import Any
 
 import rollouts
 import torch
-from measure import DEVICE, MODEL, before, named, read, roof, save
+from measure import DEVICE, before, named, read, roof, save
 from torch.profiler import ProfilerActivity, profile
 from training_step import grpo_stepper
 
-import psychecore as pc
 from psychecore.runtime import fast_dtype
 
 KINDS = {
@@ -57,10 +56,7 @@ def main() -> None:
             case = rollouts.CASES[name]
             row = spent(lambda: case.total * case.new / rollouts.ours(dtype, case))  # noqa: B023
             race = read(named("rollouts", dtype, DEVICE)).get("cases", {}).get(name, {})
-            parameters = pc.ModelConfig.from_folder(MODEL).parameters
-            reading = case.new * parameters * dtype.itemsize / limits["bytes_per_s"]
-            computing = 2 * parameters * case.prompts * (case.length + case.samples * case.new) / limits["flops"]
-            row["roof_s"] = round(max(reading, computing), 3)
+            row["roof_s"] = round(rollouts.least_seconds(case, dtype, limits), 3)
         share = (row["products_s"] + row["attention_s"]) / row["all_s"]
         row["bound"] = {who: round(ratio / share, 2) for who, ratio in race.get("times_faster", {}).items()}
         cases[name] = row

@@ -1,8 +1,9 @@
-"""The architecture test: imports go one way, and no trainer framework is in the product (ARCHITECTURE.md)."""
+"""The architecture test: imports go one way, no trainer framework is in the product (ARCHITECTURE.md), none is slow."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,21 @@ def test_a_wrong_arrow_is_found(tmp_path: Path, path: str, line: str) -> None:
 def test_a_right_arrow_is_let_through(tmp_path: Path, path: str, line: str) -> None:
     write(tmp_path, path, line)
     assert list(violations(tmp_path)) == []
+
+
+SAMPLES = """
+import sys, psychecore as pc
+sampler = pc.Sampler(pc.load_model(sys.argv[1]), pc.load_tokenizer(sys.argv[1]))
+sampler.generate([[{"role": "user", "content": "Well?"}]], pc.SamplingParams(max_new_tokens=2))
+print([name for name in ("torch._dynamo", "torch.distributed.tensor", "torch.distributed.fsdp") if name in sys.modules])
+"""
+
+
+def test_who_loads_a_model_and_samples_waits_neither_for_the_compiler_nor_for_fsdp2(workplace: Path) -> None:
+    """Each takes a second or more to import."""
+    command = [sys.executable, "-c", SAMPLES, str(workplace / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def write(root: Path, path: str, line: str) -> None:
