@@ -106,11 +106,16 @@ def machine() -> dict[str, Any]:
     }
 
 
-def before(name: str, anew: Sequence[str]) -> dict[str, Any]:
-    """The cases of an earlier result of this machine that are not measured anew; none of another machine's."""
+def before(name: str, anew: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
+    """The cases of an earlier result that are not measured anew."""
+    return {case: row for case, row in comparable(name, dtype).get("cases", {}).items() if case not in anew}
+
+
+def comparable(name: str, dtype: torch.dtype) -> dict[str, Any]:
+    """benchmarks/results/NAME.json where this machine measured it today, in this dtype; else nothing."""
     result = read(name)
     same = all(result.get("machine", {}).get(key) == machine()[key] for key in ("cpu", "torch", "threads", "date"))
-    return {case: row for case, row in result.get("cases", {}).items() if case not in anew} if same else {}
+    return result if same and str(dtype).endswith(str(result.get("dtype"))) else {}
 
 
 def read(name: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def main() -> None:
     options = parser.parse_args()
     dtype = fast_dtype(DEVICE) if options.dtype == "auto" else getattr(torch, options.dtype)
     file = named("rollouts", dtype, DEVICE)
-    results: dict[str, Any] = before(file, options.cases)
+    results: dict[str, Any] = before(file, options.cases, dtype)
     shared = {"dtype": str(dtype), "unit": "new tokens / s, prefill included", "cases": results}
     with contextlib.closing(Lanes(dtype)) as lanes:
         for name in options.cases:
@@ -131,11 +131,15 @@ def one_length(lanes: Lanes, case: Case) -> dict[str, Any]:
 
 
 def least_seconds(case: Case, dtype: torch.dtype, limits: dict[str, float]) -> float:
-    """What the machine needs to read every weight once a step, or for the FLOPs, whichever is longer."""
-    parameters = pc.ModelConfig.from_folder(MODEL).parameters
-    reading = case.new * parameters * dtype.itemsize / limits["bytes_per_s"]
-    tokens = case.prompts * (case.length + case.samples * case.new)  # a prompt's are computed once
-    return max(reading, 2 * parameters * tokens / limits["flops"])
+    """What the machine needs to read every weight once a step, or for the FLOPs, whichever is longer.
+
+    A prompt is computed once, a sample's last token never, and the head for every token that is sampled.
+    """
+    config = pc.ModelConfig.from_folder(MODEL)
+    head = config.vocab_size * config.width
+    computed = case.prompts * case.length + case.total * (case.new - 1)
+    flops = 2 * ((config.parameters - head) * computed + head * case.total * case.new)
+    return max(case.new * config.parameters * dtype.itemsize / limits["bytes_per_s"], flops / limits["flops"])
 
 
 def tail(lanes: Lanes) -> dict[str, Any]:

@@ -6,9 +6,9 @@
 A case is timed, then run once more under torch's profiler, which adds up the calls by kind: products of matrices, the
 attention kernel, other operators. What is left of the time without the profiler is Python, compiled passes, and what
 operators cost beside the profiler's clock (which slows them, so that it may be negative). `roof` is the time to read
-the weights once a step or to do the FLOPs, at rates measured in the same run. `bound` is how many times faster than a
-peer (by the race in its result file) psychecore would be if the products and the attention kernel alone took time:
-where that is below a target, nothing that changes around them reaches it.
+the weights once a step or to do the FLOPs, at rates measured after the case. `bound` is how many times faster than a
+peer, by the race that this machine ran on the same day, psychecore would be if the products and the attention kernel
+alone took time: where that is below a target, nothing that changes around them reaches it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from typing import Any
 
 import rollouts
 import torch
-from measure import DEVICE, before, named, read, roof, save
+from measure import DEVICE, before, comparable, named, roof, save
 from torch.profiler import ProfilerActivity, profile
 from training_step import grpo_stepper
 
 from psychecore.runtime import fast_dtype
 
 KINDS = {
-    "products": ("aten::mm", "aten::addmm", "aten::mv", "aten::addmv", "aten::addmv_", "aten::bmm", "aten::baddbmm"),
+    "products": [
+        f"aten::{name}{in_place}" for name in ("mm", "addmm", "mv", "addmv", "bmm", "baddbmm") for in_place in ("", "_")
+    ],
     "attention": (
         "aten::_scaled_dot_product_flash_attention_for_cpu",
         "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
@@ -42,26 +44,27 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
     options = parser.parse_args()
     if DEVICE.type != "cpu":
-        parser.error("this is of a CPU's time; a GPU's is in gpu_steps.py")
+        print("no profile: this is of a CPU's time; a GPU's is in gpu_steps.py")
+        return
     dtype = fast_dtype(DEVICE) if options.dtype == "auto" else getattr(torch, options.dtype)
     file = named("where_time_goes", dtype, DEVICE)
-    cases: dict[str, Any] = before(file, options.cases)
-    limits = roof(dtype, DEVICE)
+    cases: dict[str, Any] = before(file, options.cases, dtype)
     for name in options.cases:
         if name == "grpo":
             step, numbers = grpo_stepper(dtype, 3), iter(range(3))
             row = spent(lambda: sum(step(next(numbers))))  # noqa: B023 - it is called in this turn of the loop
-            race = read(named("grpo_step", dtype, DEVICE))
+            race = comparable(named("grpo_step", dtype, DEVICE), dtype)
         else:
             case = rollouts.CASES[name]
             row = spent(lambda: case.total * case.new / rollouts.ours(dtype, case))  # noqa: B023
-            race = read(named("rollouts", dtype, DEVICE)).get("cases", {}).get(name, {})
-            row["roof_s"] = round(rollouts.least_seconds(case, dtype, limits), 3)
+            race = before(named("rollouts", dtype, DEVICE), (), dtype).get(name, {})
+            limits = roof(dtype, DEVICE)
+            row |= {"roof": limits, "roof_s": round(rollouts.least_seconds(case, dtype, limits), 3)}
         share = (row["products_s"] + row["attention_s"]) / row["all_s"]
         row["bound"] = {who: round(ratio / share, 2) for who, ratio in race.get("times_faster", {}).items()}
         cases[name] = row
         print(f"{name}: {row}", flush=True)
-        save(file, {"dtype": str(dtype), "unit": "seconds", "roof": limits, "cases": cases})
+        save(file, {"dtype": str(dtype), "unit": "seconds", "cases": cases})
 
 
 def spent(work: Callable[[], float]) -> dict[str, Any]:

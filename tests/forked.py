@@ -30,7 +30,8 @@ def in_a_fork(work: Callable[[], object], log: Path, seconds: float = 120) -> in
     try:
         return wait(child, seconds)
     except AssertionError as error:
-        raise AssertionError(f"{error}: {log.read_text()[-2000:]}") from None
+        said = log.read_text()[-2000:] if log.exists() else ""
+        raise AssertionError(f"{error}: {said}") from None
 
 
 def wait(child: int, seconds: float = 60) -> int:

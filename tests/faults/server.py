@@ -283,9 +283,18 @@ FAULTS |= {"slow": slow, "trusting": trusting, "second": second, "deaf": deaf, "
 
 def child(job: dict[str, Any], rank: int, port: int) -> None:
     """One rank of a job: never returns."""
-    log = os.open(f"{job['log']}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    code = 99
+    try:
+        log = os.open(f"{job['log']}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        code = in_child(job, rank, port)
+    finally:
+        os._exit(code)
+
+
+def in_child(job: dict[str, Any], rank: int, port: int) -> int:
+    """Run the recipe; its exit code."""
     if job["ranks"] > 1:
         os.environ |= {"WORLD_SIZE": str(job["ranks"]), "RANK": str(rank), "LOCAL_RANK": str(rank)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -314,7 +323,7 @@ def child(job: dict[str, Any], rank: int, port: int) -> None:
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(code)
+    return code
 
 
 def serve() -> None:
