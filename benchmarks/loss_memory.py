@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from measure import named, save
 
-from psychecore.runtime import fast_dtype
+from psychecore.model.products import fast_dtype
 from psychecore.train.token_logprobs import token_logprobs
 
 CPU = torch.device("cpu")

@@ -30,8 +30,8 @@ from measure import DEVICE, MODEL, before, named, race, roof, save, summary, syn
 
 import psychecore as pc
 from psychecore.model import compiler
+from psychecore.model.products import fast_dtype
 from psychecore.rollout.engine import Engine, Sample
-from psychecore.runtime import fast_dtype
 
 
 class Case(NamedTuple):

@@ -15,7 +15,7 @@ from measure import MODEL, named, race, save, summary
 
 import psychecore as pc
 from psychecore.data.packing import PackedBatch, pack
-from psychecore.runtime import fast_dtype
+from psychecore.model.products import fast_dtype
 from psychecore.train.token_logprobs import batch_logprobs
 
 PROMPT, COMPLETIONS, LENGTH = 600, 8, 100

@@ -36,7 +36,8 @@ def main() -> None:
         lines_ = ["| what | target | measured |", "|---|---|---|"]
         lines_ += [f"| {what} | {target} | {measured} |" for what, target, measured in rows(ending)]
         table = "\n".join(lines_) + "\n"
-        print(f"{name}:\n{table}")
+        machine = read(f"rollouts{ending}").get("machine", {})  # a clone holds the results of others
+        print(f"{name} ({machine.get('cpu')}, {machine.get('date')}):\n{table}")
         page = put(page, name, table)
         print(times := profile(ending))
         page = put(page, name.replace("speed", "profile"), times)

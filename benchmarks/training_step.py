@@ -16,6 +16,7 @@ Where there is a GPU all run on it, memory is what torch allocated there, and th
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -30,7 +31,7 @@ import torch
 from loss_memory import resident
 from measure import DEVICE, MODEL, named, roof, save, summary, synchronize
 
-from psychecore.runtime import fast_dtype
+from psychecore.model.products import fast_dtype
 
 PROMPTS, SAMPLES, NEW = 4, 8, 128
 BATCH = 16  # conversations of an SFT step
@@ -166,9 +167,13 @@ def trl_grpo(options: argparse.Namespace) -> list[float]:
 
 def messages(path: Path) -> list[list[dict[str, str]]]:
     """Conversations of a file."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     found = []
-    for row in rows:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        row = json.loads(line)
+        if not {"question", "answer"} <= row.keys() and "messages" not in row:
+            raise SystemExit(f"{path} line {number}: neither question and answer nor messages, but {list(row)}")
         turns = row.get("messages") or [
             {"role": "user", "content": row["question"] or row.get("title", "")},
             {"role": "assistant", "content": row["answer"]},
@@ -185,7 +190,13 @@ def encoded(options: argparse.Namespace) -> list[Any]:
     tokenizer = pc.load_tokenizer(MODEL)
     rows = (tokenizer.render_chat(turns) for turns in messages(options.conversations))
     short = (row for row in rows if len(row.ids) <= 1024)
-    return [next(short) for _ in range(BATCH * (options.steps + 1))]
+    needed = BATCH * (options.steps + 1)
+    found = list(itertools.islice(short, needed))
+    if len(found) < needed:
+        raise SystemExit(
+            f"{options.conversations}: {len(found)} conversations of at most 1,024 tokens, {needed} are needed"
+        )
+    return found
 
 
 def sft(options: argparse.Namespace) -> list[float]:

@@ -23,7 +23,7 @@ from measure import DEVICE, before, comparable, named, roof, save
 from torch.profiler import ProfilerActivity, profile
 from training_step import grpo_stepper
 
-from psychecore.runtime import fast_dtype
+from psychecore.model.products import fast_dtype
 
 KINDS = {
     "products": [

@@ -213,27 +213,6 @@ def _naming_the_network(where: str) -> Iterator[None]:
         ) from error
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where its matrix products are fast: on CUDA, and on CPUs with native bf16; else float32.
-
-    Measured, because torch's own bf16 is hundreds of times slower than fp32 on a CPU without instructions for it (0.3
-    against 114 GFLOP/s on two cores of a Zen 3). There model/products.py computes it by products in fp32, and fp32
-    itself is as fast and more exact, but for sampling a single sequence.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(192, 192, dtype=dtype)
-        times = []
-        for _ in range(10):  # the best of ten: one may fall into another process's turn
-            start = time.perf_counter()
-            a @ a
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = min(times)
-    return torch.bfloat16 if seconds[torch.bfloat16] < 2 * seconds[torch.float32] else torch.float32
-
-
 def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
     """Each number summed over all ranks, in float64 (a collective)."""
     return _reduce(values, device, dist.ReduceOp.SUM)

@@ -244,7 +244,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--system", default="none", help="system prompt: a text, en, zh, or none (default)")
     parser.add_argument("--think", choices=("dim", "hide"), default="dim")
     parser.add_argument("--params", nargs="*", default=[], metavar="NAME=VALUE", help="as in /params")
-    # one sequence takes as long as its weights take to read, so half the bytes are twice as fast, on any CPU
+    # one sequence takes as long as its weights take to read, so half the bytes are half the time or a little more
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args(argv)

@@ -18,9 +18,10 @@ from psychecore.evaluate.choice import ChoiceReport, score_choice
 from psychecore.model import compiler
 from psychecore.model.decoder import Decoder
 from psychecore.model.pretrained import load_model
+from psychecore.model.products import fast_dtype
 from psychecore.rollout.sampler import Sampler
 from psychecore.rollout.sampling import SamplingParams
-from psychecore.runtime import Runtime, fast_dtype, gather_json
+from psychecore.runtime import Runtime, gather_json
 from psychecore.text.tokenizer import Tokenizer
 from psychecore.train.finite import NonFiniteError, count_nonfinite
 from psychecore.train.sharding import ShardingConfig, gathered, make_mesh, sharder

@@ -13,7 +13,7 @@ from common import option
 from psychecore.curate.cache import Cache, CachedGenerator
 from psychecore.curate.endpoint import EndpointConfig, EndpointGenerator
 from psychecore.curate.generator import LocalGenerator
-from psychecore.runtime import fast_dtype
+from psychecore.model.products import fast_dtype
 
 FORM = "[NAME=]FOLDER, [NAME=]HUB/ID or [NAME=]http://HOST:PORT/v1#MODEL"
 

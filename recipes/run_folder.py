@@ -50,7 +50,7 @@ OPERATIONAL = {
 def settle_dtype(config: T, runtime: Runtime) -> T:
     """A recipe's configuration with a dtype in place of "auto": that of the run in its folder, or what is fast here.
 
-    "auto" is a measurement (runtime.fast_dtype): another machine, or a busy one, must not change how a run computes.
+    "auto" is a measurement (products.fast_dtype): another machine, or a busy one, must not change how a run computes.
     """
     model, path = config.model, config.run.folder / "config.toml"
     if model.dtype != "auto":

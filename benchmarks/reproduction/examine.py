@@ -11,9 +11,9 @@ from tasks import Task
 from psychecore.data.packing import pack, plan_micro_batches
 from psychecore.evaluate.choice import evaluate_choice
 from psychecore.model.pretrained import load_model
+from psychecore.model.products import fast_dtype
 from psychecore.rollout.sampler import Sampler
 from psychecore.rollout.sampling import SamplingParams
-from psychecore.runtime import fast_dtype
 from psychecore.text.tokenizer import load_tokenizer
 from psychecore.train.token_logprobs import batch_logprobs
 

@@ -43,7 +43,7 @@ from psychecore.curate.select import SelectConfig, SelectStage  # noqa: E402
 from psychecore.data.prompts import worked_conversation  # noqa: E402
 from psychecore.data.records import Question, read_questions, write_rows  # noqa: E402
 from psychecore.durable import digest, replace_file  # noqa: E402
-from psychecore.runtime import fast_dtype  # noqa: E402
+from psychecore.model.products import fast_dtype  # noqa: E402
 
 RESULTS = REPO / "benchmarks" / "results" / "reproduction"
 SETTINGS = HERE / "settings.toml"

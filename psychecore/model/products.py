@@ -8,6 +8,8 @@ are of all layers of SmolLM2 there.
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 import torch
@@ -39,6 +41,26 @@ def are_slow(x: Tensor, *others: Tensor) -> bool:
 def wide(x: Tensor) -> Tensor:
     """x as it is multiplied: in fp32 where its own products are slow, else itself."""
     return x.float() if are_slow(x) else x
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where its products are fast: on CUDA, and on CPUs with instructions for it; else float32.
+
+    On a CPU for whose 16 bits oneDNN has code, the two are raced, since that code may also do without instructions.
+    Where it has none fp32 is as fast and more exact, but for sampling a single sequence.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16
+    if torch.bfloat16 in SLOW_ON_CPU:
+        return torch.float32
+    seconds = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
+    for _ in range(10):  # the best of ten, by turns: one may fall into another process's turn
+        for dtype in seconds:
+            a = torch.ones(192, 192, dtype=dtype)
+            start = time.perf_counter()
+            a @ a
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
+    return torch.bfloat16 if seconds[torch.bfloat16] < 2 * seconds[torch.float32] else torch.float32
 
 
 def linear(x_TD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:

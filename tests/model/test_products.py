@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from typing import Any
 
 import pytest
@@ -145,3 +147,18 @@ def test_slow_is_what_onednn_has_no_code_for(
 
     monkeypatch.setattr(torch.ops, "mkldnn", Operators(), raising=False)
     assert products._slow_dtypes() == found
+
+
+@pytest.mark.parametrize("bf16_seconds", [0.1, 9.0])
+def test_the_fast_dtype_is_raced_for_only_where_bf16_has_code(
+    bf16_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU without it a race in which threads wait for each other found bf16 in three of four tries."""
+    monkeypatch.setattr(products, "SLOW_ON_CPU", frozenset())
+    clock = itertools.accumulate(itertools.cycle([0.0, 1.0, 0.0, bf16_seconds]))  # fp32's product, then bf16's
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    raced = torch.bfloat16 if bf16_seconds < 1 else torch.float32
+    assert products.fast_dtype(torch.device("cpu")) == raced
+    monkeypatch.setattr(products, "SLOW_ON_CPU", frozenset({torch.bfloat16}))
+    assert products.fast_dtype(torch.device("cpu")) == torch.float32
+    assert products.fast_dtype(torch.device("cuda")) == torch.bfloat16
