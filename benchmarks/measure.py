@@ -29,6 +29,12 @@ def named(name: str, dtype: torch.dtype, device: torch.device) -> str:
     return f"{name}_without_bf16_{str(dtype).removeprefix('torch.')}" if slow else name
 
 
+def chosen_dtype(option: str) -> torch.dtype:
+    """Of --dtype: by its name, or for "auto" what is fast here."""
+    chosen: torch.dtype = products.fast_dtype(DEVICE) if option == "auto" else getattr(torch, option)
+    return chosen
+
+
 def race(contestants: Mapping[str, Callable[[], float]], rounds: int = 3) -> dict[str, list[float]]:
     """Run each contestant once to warm up, then `rounds` times in turn; each returns a rate (higher is better)."""
     rates: dict[str, list[float]] = {name: [] for name in contestants}
@@ -113,8 +119,8 @@ def before(name: str, anew: Sequence[str], dtype: torch.dtype) -> dict[str, Any]
 
 def comparable(name: str, dtype: torch.dtype) -> dict[str, Any]:
     """benchmarks/results/NAME.json where this machine measured it today, in this dtype; else nothing."""
-    result = read(name)
-    same = all(result.get("machine", {}).get(key) == machine()[key] for key in ("cpu", "torch", "threads", "date"))
+    result, here = read(name), machine()
+    same = all(result.get("machine", {}).get(key) == here[key] for key in ("cpu", "torch", "threads", "date"))
     return result if same and str(dtype).endswith(str(result.get("dtype"))) else {}
 
 

@@ -26,12 +26,12 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
-from measure import DEVICE, MODEL, before, named, race, roof, save, summary, synchronize
+from measure import DEVICE, MODEL, before, chosen_dtype, named, race, roof, save, summary, synchronize
 
 import psychecore as pc
 from psychecore.model import compiler
-from psychecore.model.products import fast_dtype
 from psychecore.rollout.engine import Engine, Sample
+from psychecore.train.metrics import training_flops
 
 
 class Case(NamedTuple):
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
     parser.add_argument("--rounds", type=int, help="counted, of the cases of one length; their own number by default")
     options = parser.parse_args()
-    dtype = fast_dtype(DEVICE) if options.dtype == "auto" else getattr(torch, options.dtype)
+    dtype = chosen_dtype(options.dtype)
     file = named("rollouts", dtype, DEVICE)
     results: dict[str, Any] = before(file, options.cases, dtype)
     shared = {"dtype": str(dtype), "unit": "new tokens / s, prefill included", "cases": results}
@@ -136,9 +136,8 @@ def least_seconds(case: Case, dtype: torch.dtype, limits: dict[str, float]) -> f
     A prompt is computed once, a sample's last token never, and the head for every token that is sampled.
     """
     config = pc.ModelConfig.from_folder(MODEL)
-    head = config.vocab_size * config.width
     computed = case.prompts * case.length + case.total * (case.new - 1)
-    flops = 2 * ((config.parameters - head) * computed + head * case.total * case.new)
+    flops = training_flops(config, computed, case.total * case.new) / 3  # forward is a third of it
     return max(case.new * config.parameters * dtype.itemsize / limits["bytes_per_s"], flops / limits["flops"])
 
 

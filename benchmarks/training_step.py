@@ -29,9 +29,7 @@ from typing import Any
 
 import torch
 from loss_memory import resident
-from measure import DEVICE, MODEL, named, roof, save, summary, synchronize
-
-from psychecore.model.products import fast_dtype
+from measure import DEVICE, MODEL, chosen_dtype, named, roof, save, summary, synchronize
 
 PROMPTS, SAMPLES, NEW = 4, 8, 128
 BATCH = 16  # conversations of an SFT step
@@ -51,8 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.task == "sft" and options.conversations is None:
         parser.error("sft needs --conversations")
-    if options.dtype == "auto":
-        options.dtype = str(fast_dtype(DEVICE)).removeprefix("torch.")
+    options.dtype = str(chosen_dtype(options.dtype)).removeprefix("torch.")
     if options.worker:
         work = {"grpo": {"psychecore": grpo, "trl": trl_grpo}, "sft": {"psychecore": sft, "trl": trl_sft}}
         work["sft"]["transformers"] = plain

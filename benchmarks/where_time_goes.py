@@ -18,22 +18,13 @@ from collections.abc import Callable
 from typing import Any
 
 import rollouts
-import torch
-from measure import DEVICE, before, comparable, named, roof, save
+from measure import DEVICE, before, chosen_dtype, comparable, named, roof, save
 from torch.profiler import ProfilerActivity, profile
 from training_step import grpo_stepper
 
-from psychecore.model.products import fast_dtype
-
-KINDS = {
-    "products": [
-        f"aten::{name}{in_place}" for name in ("mm", "addmm", "mv", "addmv", "bmm", "baddbmm") for in_place in ("", "_")
-    ],
-    "attention": (
-        "aten::_scaled_dot_product_flash_attention_for_cpu",
-        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
-    ),
-}
+PRODUCTS = ("mm", "addmm", "addmm_", "mv", "addmv", "addmv_", "bmm", "baddbmm", "baddbmm_")
+SDPA = "_scaled_dot_product_flash_attention_for_cpu"
+KINDS = dict.fromkeys(PRODUCTS, "products") | dict.fromkeys((SDPA, f"{SDPA}_backward"), "attention")
 ALL = (*rollouts.CASES, "grpo")
 
 
@@ -46,7 +37,7 @@ def main() -> None:
     if DEVICE.type != "cpu":
         print("no profile: this is of a CPU's time; a GPU's is in gpu_steps.py")
         return
-    dtype = fast_dtype(DEVICE) if options.dtype == "auto" else getattr(torch, options.dtype)
+    dtype = chosen_dtype(options.dtype)
     file = named("where_time_goes", dtype, DEVICE)
     cases: dict[str, Any] = before(file, options.cases, dtype)
     for name in options.cases:
@@ -73,11 +64,11 @@ def spent(work: Callable[[], float]) -> dict[str, Any]:
     seconds = work()
     with profile(activities=[ProfilerActivity.CPU]) as run:
         work()
-    parts = dict.fromkeys((*KINDS, "others"), 0.0)
+    parts = {"products": 0.0, "attention": 0.0, "others": 0.0}
     for event in run.key_averages():
-        kind = next((kind for kind, names in KINDS.items() if event.key in names), "others")
-        if kind != "others" or event.key.startswith("aten::"):
-            parts[kind] += event.self_cpu_time_total / 1e6
+        library, _, operator = event.key.partition("::")
+        if library == "aten":
+            parts[KINDS.get(operator, "others")] += event.self_cpu_time_total / 1e6
     parts["left"] = seconds - sum(parts.values())
     return {f"{part}_s": round(value, 3) for part, value in {"all": seconds, **parts}.items()}
 

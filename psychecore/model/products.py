@@ -53,10 +53,10 @@ def fast_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16
     if torch.bfloat16 in SLOW_ON_CPU:
         return torch.float32
-    seconds = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
+    factors = {dtype: torch.ones(192, 192, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    seconds = dict.fromkeys(factors, math.inf)
     for _ in range(10):  # the best of ten, by turns: one may fall into another process's turn
-        for dtype in seconds:
-            a = torch.ones(192, 192, dtype=dtype)
+        for dtype, a in factors.items():
             start = time.perf_counter()
             a @ a
             seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
