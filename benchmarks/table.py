@@ -84,7 +84,7 @@ def profile(ending: str) -> str:
     head = ("what", "seconds", *PARTS, "roof", "at most")
     lines_ = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, row in cases.items():
-        what = ROLLOUTS[name][0] if name in ROLLOUTS else "GRPO step"
+        what = ROLLOUTS[name][0] if name in ROLLOUTS else f"{name.upper()} step"
         seconds = " | ".join(f"{row[key]:.2f}" if key in row else "" for key in ("all_s", *PARTS.values(), "roof_s"))
         most = ", ".join(f"{ratio:.2f}x {peer}" for peer, ratio in row["bound"].items())
         lines_.append(f"| {what} | {seconds} | {most} |")

@@ -180,24 +180,34 @@ def messages(path: Path) -> list[list[dict[str, str]]]:
     return found
 
 
-def encoded(options: argparse.Namespace) -> list[Any]:
+def encoded(conversations: Path, steps: int) -> list[Any]:
     """The first conversations that have at most 1,024 tokens, for all steps."""
     import psychecore as pc
 
     tokenizer = pc.load_tokenizer(MODEL)
-    rows = (tokenizer.render_chat(turns) for turns in messages(options.conversations))
+    rows = (tokenizer.render_chat(turns) for turns in messages(conversations))
     short = (row for row in rows if len(row.ids) <= 1024)
-    needed = BATCH * (options.steps + 1)
+    needed = BATCH * steps
     found = list(itertools.islice(short, needed))
     if len(found) < needed:
-        raise SystemExit(
-            f"{options.conversations}: {len(found)} conversations of at most 1,024 tokens, {needed} are needed"
-        )
+        raise SystemExit(f"{conversations}: {len(found)} conversations of at most 1,024 tokens, {needed} are needed")
     return found
+
+
+def batch_tokens(rows: list[Any], step: int) -> int:
+    """Tokens of a step's conversations."""
+    return sum(len(row.ids) for row in rows[BATCH * step : BATCH * (step + 1)])
 
 
 def sft(options: argparse.Namespace) -> list[float]:
     """Tokens a second of SFT steps: forward, backward, optimizer."""
+    rows = encoded(options.conversations, options.steps + 1)
+    step = sft_stepper(getattr(torch, options.dtype), rows)
+    return [batch_tokens(rows, number) / step(number) for number in range(options.steps + 1)][1:]
+
+
+def sft_stepper(dtype: torch.dtype, rows: list[Any]) -> Callable[[int], float]:
+    """Takes psychecore's step of a number, on the conversations of that step; its seconds."""
     import psychecore as pc
     from psychecore.model import compiler
     from psychecore.runtime import Runtime
@@ -205,18 +215,18 @@ def sft(options: argparse.Namespace) -> list[float]:
     from psychecore.train.sft import SftConfig, sft_step
 
     compiler.use(DEVICE.type == "cpu")
-    rows, alone = encoded(options), Runtime(0, 1, DEVICE)
-    model = pc.load_model(MODEL, getattr(torch, options.dtype), DEVICE)
+    model, alone = pc.load_model(MODEL, dtype, DEVICE), Runtime(0, 1, DEVICE)
     model.checkpoint_activations = True
-    optimizer = Optimizer(model, OptimizerConfig(lr=1e-5), options.steps + 1)
-    config, rates = SftConfig(BATCH, token_budget=4096, max_length=1024), []
-    for step in range(options.steps + 1):
-        batch = rows[BATCH * step : BATCH * (step + 1)]
+    optimizer = Optimizer(model, OptimizerConfig(lr=1e-5), len(rows) // BATCH)
+    config = SftConfig(BATCH, token_budget=4096, max_length=1024)
+
+    def step(number: int) -> float:
         start = time.perf_counter()
-        sft_step(model, optimizer, batch, config, alone)
+        sft_step(model, optimizer, rows[BATCH * number : BATCH * (number + 1)], config, alone)
         synchronize()
-        rates.append(sum(len(row.ids) for row in batch) / (time.perf_counter() - start))
-    return rates[1:]
+        return time.perf_counter() - start
+
+    return step
 
 
 def trl_sft(options: argparse.Namespace) -> list[float]:
@@ -247,7 +257,7 @@ def plain(options: argparse.Namespace) -> list[float]:
     """Forward and backward by transformers, without an optimizer, on padded batches of two conversations."""
     from transformers import AutoModelForCausalLM
 
-    rows = encoded(options)
+    rows = encoded(options.conversations, options.steps + 1)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=getattr(torch, options.dtype))  # a folder of ours # nosec
     model.to(DEVICE)
     rates = []
@@ -269,7 +279,7 @@ def plain(options: argparse.Namespace) -> list[float]:
             )
             model(input_ids=ids_BS, attention_mask=mask_BS, labels=labels_BS).loss.backward()
         synchronize()
-        rates.append(sum(len(row.ids) for row in batch) / (time.perf_counter() - start))
+        rates.append(batch_tokens(rows, step) / (time.perf_counter() - start))
         model.zero_grad()
     return rates[1:]
 

@@ -85,7 +85,7 @@ def linear(x_TD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Ten
         if len(x_TD) > 1:
             out_TE = products.weight_first(weight_ED, x_TD.T.contiguous()).T.to(x_TD.dtype)
         else:
-            out_TE = (weight_ED @ x_TD[0])[None]
+            out_TE = products.weight_first(weight_ED, x_TD[0])[None]
         return out_TE if bias_E is None else out_TE + bias_E
     return products.linear(x_TD, weight_ED, bias_E)
 

@@ -9,38 +9,33 @@ is transposed for it. The arithmetic is model/decoder.py's, in its order and wit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from psychecore.model import products
 from psychecore.model.decoder import Decoder, Layer
 from psychecore.model.stacked_attention import attend_on_cpu
 from psychecore.rollout.kv_cache import KVCache, Shape, length_bias
 
-Product = tuple[Tensor, Tensor | None]  # weight [E, D] and bias [E]
 
+class LayerWork(NamedTuple):
+    """A layer's norms, and products between a step's buffers, made once: look-ups and views would cost 2 ms a step.
 
-class Weights(NamedTuple):
-    """Of one layer, found once: a look-up in a module costs a microsecond or two, and a step would take 500 of them.
-
-    They stay the model's own tensors; one that is updated in place is up to date here.
+    Weights stay the model's own tensors; one that is updated in place is up to date here.
     """
 
+    qkv_weight: Tensor
+    place: int  # of that weight in memory
     attention_norm: Tensor
-    qkv: Product
-    out: Product
+    qkv: Callable[[], object]
+    out: Callable[[], object]
     mlp_norm: Tensor
-    gate_up: Product
-    down: Product
-
-    @classmethod
-    def of(cls, layer: Layer) -> Weights:
-        """The weights of this layer."""
-        qkv, out, gate_up, down = ((m.weight, m.bias) for m in (layer.qkv, layer.out, layer.gate_up, layer.down))
-        return cls(layer.attention_norm.weight, qkv, out, layer.mlp_norm.weight, gate_up, down)
+    gate_up: Callable[[], object]
+    down: Callable[[], object]
 
 
 class CpuStep:
@@ -65,7 +60,6 @@ class CpuStep:
         wide = torch.promote_types(like.dtype, torch.float32)
 
         self.layers = [cast(Layer, layer) for layer in model.layers]
-        self.weights = [Weights.of(layer) for layer in self.layers]
 
         # one column each: residual, its wide copy and square, normed, products, and what attention gives
         self.x_DC, self.normed_DC, self.product_DC = (like.new_zeros(c.width, slots) for _ in range(3))
@@ -92,11 +86,7 @@ class CpuStep:
         self.first_BNR, self.second_BNR = self.wide_BNH.chunk(2, -1)
         self.turned_first_BNR, self.turned_second_BNR = self.turned_BNH.chunk(2, -1)
 
-        # what products read and write
-        of_products = (self.normed_DC, self.qkv_EC, self.attended_EC, self.product_DC, self.gate_up_EC, self.active_FC)
-        self.normed, self.qkv, self.attended, self.product, self.gate_up, self.active = (
-            x.view(-1) if slots == 1 else x for x in of_products
-        )
+        self.work = [self._work(layer) for layer in self.layers]
 
         # queries gathered by prompt, and what they found there scattered back
         self.seated_AKXH = like.new_zeros(shape.rows, heads, shape.seats * sharing, width)
@@ -118,9 +108,34 @@ class CpuStep:
         self.store_BE = ((kind_2 * all_slots + self.slot_B[:, None, None]) * heads + self.head_K).flatten(1) * span
         self.store_BE += before
 
+    def _work(self, layer: Layer) -> LayerWork:
+        return LayerWork(
+            layer.qkv.weight,
+            layer.qkv.weight.data_ptr(),
+            layer.attention_norm.weight,
+            self._product(layer.qkv, self.normed_DC, self.qkv_EC),
+            self._product(layer.out, self.attended_EC, self.product_DC),
+            layer.mlp_norm.weight,
+            self._product(layer.gate_up, self.normed_DC, self.gate_up_EC),
+            self._product(layer.down, self.active_FC, self.product_DC),
+        )
+
+    def _product(self, linear: nn.Linear, x_DC: Tensor, out_EC: Tensor) -> Callable[[], object]:
+        """Puts W x + b into `out_EC`; of one slot as of a vector."""
+        if self.shape.slots == 1:
+            x_DC, out_EC = x_DC.view(-1), out_EC.view(-1)
+        multiply, bias_E = products.into(out_EC, linear.weight, x_DC), linear.bias
+        if bias_E is None:
+            return multiply
+        bias_EC = bias_E if x_DC.ndim == 1 else bias_E[:, None]
+        return lambda: (multiply(), out_EC.add_(bias_EC))
+
     def is_current(self) -> bool:
         """Whether the model still has the weights that were found: FSDP2 puts others there, and frees these."""
-        return all(own.qkv[0] is layer.qkv.weight for own, layer in zip(self.weights, self.layers, strict=True))
+        return all(
+            own.qkv_weight is (weight := layer.qkv.weight) and own.place == weight.data_ptr()
+            for own, layer in zip(self.work, self.layers, strict=True)
+        )
 
     def __call__(
         self, token_B: Tensor, position_B: Tensor, place_B: Tensor, seat_B: Tensor, prompt_length_A: Tensor
@@ -131,8 +146,8 @@ class CpuStep:
         self.cos_B1H, self.sin_B1R = torch.cat((cos_BR, cos_BR), -1)[:, None], sin_BR[:, None]
         self.minus_sin_B1R = -self.sin_B1R
         self.x_DC.copy_(self.model.embed(token_B).T)
-        for index, weights in enumerate(self.weights):
-            self._layer(index, weights)
+        for index, work in enumerate(self.work):
+            self._layer(index, work)
         self._norm(self.model.norm.weight)
         return self.normed_DC.T
 
@@ -156,9 +171,9 @@ class CpuStep:
             ((row_B11 * heads + self.head_K[:, None]) * shape.seats + place_B11) * sharing + sharing_R
         ).flatten()
 
-    def _layer(self, index: int, weights: Weights) -> None:
-        self._norm(weights.attention_norm)
-        _multiply(weights.qkv, self.normed, self.qkv)
+    def _layer(self, index: int, work: LayerWork) -> None:
+        self._norm(work.attention_norm)
+        work.qkv()
         if self.shape.slots > 1:
             self.row_BNH.copy_(self.qkv_BNH)
         if self.model.config.qk_norm:
@@ -166,12 +181,12 @@ class CpuStep:
             self.k_BKH.copy_(self.layers[index].k_norm(self.k_BKH))
         self._turn()
         self.attend(index)
-        _multiply(weights.out, self.attended, self.product)
+        work.out()
         self.x_DC.add_(self.product_DC)
-        self._norm(weights.mlp_norm)
-        _multiply(weights.gate_up, self.normed, self.gate_up)
+        self._norm(work.mlp_norm)
+        work.gate_up()
         torch.mul(F.silu(self.gate_FC, inplace=True), self.up_FC, out=self.active_FC)
-        _multiply(weights.down, self.active, self.product)
+        work.down()
         self.x_DC.add_(self.product_DC)
 
     def _norm(self, weight_D: Tensor) -> None:
@@ -207,16 +222,3 @@ class CpuStep:
         torch.sub(own_lse_BKR, self.shared_lse_BKR, out=self.share_BKR).sigmoid_()
         self.narrow_share_BKR.copy_(self.share_BKR)
         torch.lerp(self.shared_BKRH, own_BKRH, self.share_BKR1, out=self.attended_BKRH)
-
-
-def _multiply(product: Product, x: Tensor, out: Tensor) -> None:
-    """W x + b, of columns [D, C] or of one vector [D]."""
-    weight_ED, bias_E = product
-    if x.ndim == 1:
-        torch.mv(weight_ED, x, out=out)
-    elif products.are_slow(x):
-        out.copy_(products.weight_first(weight_ED, x))
-    else:
-        torch.mm(weight_ED, x, out=out)
-    if bias_E is not None:
-        out.add_(bias_E if x.ndim == 1 else bias_E[:, None])

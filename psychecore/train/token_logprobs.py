@@ -107,8 +107,8 @@ class _TokenLogprobs(torch.autograd.Function):
                     None if grad_entropy_T is None else (grad_entropy_T[rows], entropy_T[rows]),
                     ctx.temperature,
                 )
-                grad_hidden_TD[rows] += slope_TV @ chunk_VD
-                grad_chunk_VD += slope_TV.T @ factor_TD[rows]
+                _add_product(grad_hidden_TD[rows], slope_TV, chunk_VD)
+                _add_product(grad_chunk_VD, slope_TV.T, factor_TD[rows])
             grad_head_VD[columns] = grad_chunk_VD.to(head_VD.dtype)
         return grad_hidden_TD.to(hidden_TD.dtype), grad_head_VD, None, None
 
@@ -174,6 +174,14 @@ def _slope(
 def _logits(product_TV: Tensor, temperature: float) -> Tensor:
     logits_TV = product_TV.to(_wide(product_TV))
     return logits_TV.div_(temperature) if temperature != 1.0 else logits_TV
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, without the product's memory where the dtypes are equal."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -78,6 +78,31 @@ def test_few_columns_are_multiplied_in_blocks_of_the_weight(
     assert_rounded_once(rows_CE, exact_EC.T)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("columns", [1, 2, products.FEW_WIDE_COLUMNS, products.FEW_WIDE_COLUMNS + 1, 70])
+@pytest.mark.parametrize(
+    "rows", [1, 63, 64, 576, 1187, 8 * 1024 + 3]
+)  # a block, a part of one, whole ones, with a rest
+def test_fp32_is_multiplied_by_blocks_too(rows: int, columns: int, threads: int) -> None:
+    wide_EX = draw(rows, 100, dtype=torch.float32)
+    x_DC, before = draw(96, columns, dtype=torch.float32, seed=1), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for weight_ED in (wide_EX[:, :96].contiguous(), wide_EX[:, 4:]):  # which need not lie in one piece
+            exact_EC, out_EC = weight_ED.double() @ x_DC.double(), torch.full((rows, columns), torch.nan)
+            vector_D, vector_E = x_DC[:, 0].contiguous(), torch.full((rows,), torch.nan)
+            products.into(out_EC, weight_ED, x_DC)()
+            products.into(vector_E, weight_ED, vector_D)()
+            for got in (out_EC, products.weight_first(weight_ED, x_DC)):
+                torch.testing.assert_close(got.double(), exact_EC, rtol=1e-5, atol=1e-5)
+            for got in (vector_E, products.weight_first(weight_ED, vector_D)):
+                torch.testing.assert_close(got.double(), exact_EC[:, 0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(fused.linear(x_DC.T, weight_ED).double(), exact_EC.T, rtol=1e-5, atol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("trained", [{"x", "weight"}, {"x"}, {"weight"}])
 def test_autograd_keeps_the_narrow_tensors_and_only_what_a_gradient_needs(trained: set[str]) -> None:
     kept: list[Tensor] = []

@@ -40,18 +40,17 @@ def caches(model: Decoder, slots: int, rows: int) -> list[KVCache]:
 @pytest.mark.parametrize("changes", KINDS)
 @pytest.mark.parametrize("slots", [1, 2, 7, 70])
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.bfloat16, 0.06)]
+    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.bfloat16, 0.1)]
 )
 def test_a_step_gives_what_the_models_own_layers_give(
     tiny_model: Callable[..., pc.Decoder], changes: dict[str, Any], slots: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     model, seats = tiny_model(dtype, **changes), -(-slots // 2)
-    for norm in (
-        module for name, module in model.named_modules() if name.endswith("norm") and hasattr(module, "weight")
-    ):
-        norm.weight.uniform_(0.5, 1.5)
-    shape = Shape(slots, 2, seats, 32, 48)
     generator = torch.Generator().manual_seed(2)
+    for name, module in model.named_modules():
+        if name.endswith("norm") and hasattr(module, "weight"):
+            module.weight.uniform_(0.5, 1.5, generator=generator)
+    shape = Shape(slots, 2, seats, 32, 48)
     token, place = (torch.randint(0, high, (slots,), generator=generator) for high in (61, 47))
     seat, length = torch.randperm(2 * seats, generator=generator)[:slots], torch.tensor([29, 5])
     seat[-1] = 2 * seats if slots > 1 else 0  # a slot that is not in use
@@ -74,7 +73,7 @@ def test_a_step_gives_what_the_models_own_layers_give(
 @pytest.mark.parametrize("changes", KINDS)
 @pytest.mark.parametrize("prompt_span", [64, 32])
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.bfloat16, 0.06)]
+    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.bfloat16, 0.1)]
 )
 def test_one_sample_of_one_prompt_reads_both_as_one_or_apart_where_a_shorter_prompt_leaves_a_gap(
     tiny_model: Callable[..., pc.Decoder],
