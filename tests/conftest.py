@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from compose import main as compose_main
+from recipe_server import Server
 
 from psychecore.data.prompts import question_messages
 from psychecore.data.records import read_questions
@@ -74,6 +75,14 @@ def workplace(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         sft_step(model, optimizer, rows[step % 8 :: 8], SftConfig(8), Runtime(0, 1, torch.device("cpu")))
     save_model(model, tokenizer, folder / "model")
     return folder
+
+
+@pytest.fixture(scope="session")
+def server(workplace: Path) -> Iterator[Server]:
+    """Runs recipes in forked processes, which saves each the seconds that torch takes to be imported."""
+    server = Server(workplace)
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""The recipes as a user starts them: real processes, a small random model with SmolLM2's tokenizer and template."""
+"""The recipes as a user starts them, with a small random model that has SmolLM2's tokenizer and template.
+
+Whole runs, alone and under torchrun, are processes of their own; what follows on them are forks, which start sooner.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from recipe_flags import recipe_flags
+from recipe_server import Server
 
 import psychecore as pc
 from psychecore.durable import seal
@@ -21,18 +25,27 @@ REPO = Path(__file__).resolve().parents[2]
 SAME = ("loss", "reward", "gradient_norm", "kl", "length", "entropy")  # not times, not memory
 
 
-def run(recipe: str, workplace: Path, name: str, *flags: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+def start(recipe: str, workplace: Path, name: str, ranks: int = 1) -> str:
+    """A process of its own, under torchrun with several ranks; what it printed, once it ended well."""
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    argv = recipe_flags(recipe, workplace, name, flags)
-    return subprocess.run(
+    argv = recipe_flags(recipe, workplace, name, [])
+    done = subprocess.run(
         [*launcher, str(REPO / "recipes" / f"{recipe}.py"), *argv],
         capture_output=True,
         text=True,
         timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run(server: Server, recipe: str, name: str, *flags: str) -> tuple[int, str]:
+    """Exit code and output of a fork."""
+    (code,), (said,) = server.run(recipe, name, [*flags])
+    return code, said
 
 
 def metrics(workplace: Path, name: str) -> list[dict[str, Any]]:
@@ -41,8 +54,7 @@ def metrics(workplace: Path, name: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module", params=["sft", "grpo"])
 def finished(request: pytest.FixtureRequest, workplace: Path) -> tuple[str, Path]:
-    done = run(request.param, workplace, f"{request.param}-1")
-    assert done.returncode == 0, done.stderr
+    start(request.param, workplace, f"{request.param}-1")
     return request.param, workplace
 
 
@@ -74,16 +86,16 @@ def test_a_run_leaves_its_folder_metrics_samples_and_export(finished: tuple[str,
     assert '"name": "loss"' in (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_an_interrupted_run_continues_where_it_was(finished: tuple[str, Path]) -> None:
+def test_an_interrupted_run_continues_where_it_was(finished: tuple[str, Path], server: Server) -> None:
     recipe, workplace = finished
     broken = workplace / f"{recipe}-broken"
     shutil.copytree(workplace / f"{recipe}-1", broken)
     shutil.rmtree(broken / "checkpoints" / "step_000004")
     shutil.rmtree(broken / "export")
-    done = run(recipe, workplace, broken.name)
-    assert done.returncode == 0, done.stderr
-    assert "continuing" in done.stdout
-    assert "after step 3" in done.stdout
+    code, said = run(server, recipe, broken.name)
+    assert code == 0, said
+    assert "continuing" in said
+    assert "after step 3" in said
     logs = ["metrics.jsonl"] + ["samples.jsonl"] * (recipe == "grpo")
     for name in logs:
         assert (workplace / broken.name / name).read_bytes() == (workplace / f"{recipe}-1" / name).read_bytes()
@@ -93,9 +105,7 @@ def test_an_interrupted_run_continues_where_it_was(finished: tuple[str, Path]) -
 
 def test_two_ranks_under_torchrun_do_the_same_job(finished: tuple[str, Path]) -> None:
     recipe, workplace = finished
-    done = run(recipe, workplace, f"{recipe}-2", ranks=2)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"{recipe} 1/4") == 1
+    assert start(recipe, workplace, f"{recipe}-2", ranks=2).count(f"{recipe} 1/4") == 1
     expected, found = metrics(workplace, f"{recipe}-1"), metrics(workplace, f"{recipe}-2")
     for one, two in zip(expected[:2], found[:2], strict=True):  # later steps drift apart by rounding
         for name in set(SAME) & set(one):
@@ -107,51 +117,53 @@ def test_two_ranks_under_torchrun_do_the_same_job(finished: tuple[str, Path]) ->
     assert first == second
 
 
-def test_a_refreshed_reference_follows_the_policy_and_survives_a_restart_elsewhere(workplace: Path) -> None:
+def test_a_refreshed_reference_follows_the_policy_and_survives_a_restart_elsewhere(
+    workplace: Path, server: Server
+) -> None:
     flags = ["--reference.refresh_every", "2", "--reference.device", "cpu", "--train.loss.kl_coefficient", "0.1"]
-    done = run("grpo", workplace, "refreshed", *flags)
-    assert done.returncode == 0, done.stderr
+    code, said = run(server, "grpo", "refreshed", *flags)
+    assert code == 0, said
     whole = metrics(workplace, "refreshed")
     assert sorted(p.name for p in (workplace / "refreshed" / "reference").iterdir()) == ["step_000002", "step_000004"]
     assert whole[2]["kl"] < whole[1]["kl"] / 2  # step 3 starts from a reference that equals the policy
     shutil.rmtree(workplace / "refreshed" / "checkpoints" / "step_000004")
     (workplace / "refreshed").rename(workplace / "moved")
-    again = run("grpo", workplace, "moved", *flags)
-    assert "after step 3" in again.stdout, again.stderr
+    _, said = run(server, "grpo", "moved", *flags)
+    assert "after step 3" in said
     assert metrics(workplace, "moved")[3]["kl"] == whole[3]["kl"]
 
 
 def test_a_run_without_checkpoint_starts_its_logs_anew_and_changed_data_is_refused(
-    workplace: Path, tmp_path: Path
+    workplace: Path, tmp_path: Path, server: Server
 ) -> None:
     train = tmp_path / "rows.jsonl"
     shutil.copyfile(workplace / "data" / "sft.jsonl", train)
     flags = ["--data.train", str(train), "--run.steps", "1", "--evaluation.files", ""]
     for _ in range(2):
-        assert run("sft", workplace, "anew", *flags).returncode == 0
+        assert run(server, "sft", "anew", *flags)[0] == 0
         assert [row["step"] for row in metrics(workplace, "anew")] == [1]
         shutil.rmtree(workplace / "anew" / "checkpoints")  # as if killed before the first one
-    assert run("sft", workplace, "anew", *flags).returncode == 0
+    assert run(server, "sft", "anew", *flags)[0] == 0
     train.write_text("".join(train.read_text().splitlines(keepends=True)[:-1]))
-    done = run("sft", workplace, "anew", *flags)
-    assert done.returncode == 2
-    assert "rows.jsonl has changed since" in done.stderr
+    code, said = run(server, "sft", "anew", *flags)
+    assert code == 2, said
+    assert "rows.jsonl has changed since" in said
 
 
-def test_a_run_whose_checkpoints_are_out_of_reach_is_not_begun_anew(finished: tuple[str, Path]) -> None:
+def test_a_run_whose_checkpoints_are_out_of_reach_is_not_begun_anew(finished: tuple[str, Path], server: Server) -> None:
     recipe, workplace = finished
     lost = workplace / f"{recipe}-lost"
     shutil.copytree(workplace / f"{recipe}-1", lost)
     shutil.rmtree(lost / "checkpoints")
     before = (lost / "metrics.jsonl").read_bytes()
-    done = run(recipe, workplace, lost.name)
-    assert done.returncode == 2
-    assert f"metrics.jsonl goes to step 4, but {lost}/checkpoints holds no checkpoint" in done.stderr
-    assert "is their disk mounted?" in done.stderr
+    code, said = run(server, recipe, lost.name)
+    assert code == 2, said
+    assert f"metrics.jsonl goes to step 4, but {lost}/checkpoints holds no checkpoint" in said
+    assert "is their disk mounted?" in said
     assert (lost / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_checkpoint_that_was_sealed_without_a_key_is_named(finished: tuple[str, Path]) -> None:
+def test_a_checkpoint_that_was_sealed_without_a_key_is_named(finished: tuple[str, Path], server: Server) -> None:
     recipe, workplace = finished
     folder = workplace / f"{recipe}-keyless"
     shutil.copytree(workplace / f"{recipe}-1", folder)
@@ -161,59 +173,59 @@ def test_a_checkpoint_that_was_sealed_without_a_key_is_named(finished: tuple[str
     (newest / "state.json").write_text(json.dumps(state))
     (newest / "manifest.json").unlink()
     seal(newest, {})
-    done = run(recipe, workplace, folder.name)
-    assert done.returncode == 2
-    assert f"{newest}/state.json lacks cursor: remove {newest}" in done.stderr
-    assert "Traceback" not in done.stderr
+    code, said = run(server, recipe, folder.name)
+    assert code == 2, said
+    assert f"{newest}/state.json lacks cursor: remove {newest}" in said
+    assert "Traceback" not in said
 
 
-def test_a_cache_is_refused_only_where_it_cannot_hold_the_longest_real_prompt(workplace: Path) -> None:
+def test_a_cache_is_refused_only_where_it_cannot_hold_the_longest_real_prompt(workplace: Path, server: Server) -> None:
     flags = ["--run.steps", "1", "--evaluation.files", "", "--data.max_prompt_tokens", "100000"]
-    done = run("grpo", workplace, "small-cache", *flags, "--sampling.memory_gib", "0.001")
-    assert done.returncode == 0, done.stderr
-    done = run("grpo", workplace, "no-cache", *flags, "--sampling.memory_gib", "0.00001")
-    assert done.returncode == 2
-    assert "memory_gib is 1e-05: raise it" in done.stderr
+    code, said = run(server, "grpo", "small-cache", *flags, "--sampling.memory_gib", "0.001")
+    assert code == 0, said
+    code, said = run(server, "grpo", "no-cache", *flags, "--sampling.memory_gib", "0.00001")
+    assert code == 2, said
+    assert "memory_gib is 1e-05: raise it" in said
 
 
-def test_another_reference_holds_the_policy_to_itself(workplace: Path) -> None:
+def test_another_reference_holds_the_policy_to_itself(workplace: Path, server: Server) -> None:
     config = pc.load_model(workplace / "model").config
     pc.save_model(pc.Decoder(config).initialise(1, std=0.1), None, workplace / "other")
     flags = ["--reference.path", str(workplace / "other"), "--run.steps", "1", "--evaluation.files", ""]
-    done = run("grpo", workplace, "held", *flags)
-    assert done.returncode == 0, done.stderr
+    code, said = run(server, "grpo", "held", *flags)
+    assert code == 0, said
     assert metrics(workplace, "held")[0]["kl"] > 0.001
 
 
 def test_how_often_it_saves_and_how_long_it_waits_may_change_when_a_run_continues(
-    finished: tuple[str, Path],
+    finished: tuple[str, Path], server: Server
 ) -> None:
-    recipe, workplace = finished
+    recipe, _ = finished
     flags = ["--run.timeout_minutes", "90", "--run.keep_checkpoints", "3", "--optimizer.nonfinite", "skip"]
-    done = run(recipe, workplace, f"{recipe}-1", *flags)
-    assert done.returncode == 0, done.stderr
-    assert "after step 4" in done.stdout
+    code, said = run(server, recipe, f"{recipe}-1", *flags)
+    assert code == 0, said
+    assert "after step 4" in said
 
 
-def test_a_folder_that_is_no_run_is_left_alone(workplace: Path) -> None:
+def test_a_folder_that_is_no_run_is_left_alone(workplace: Path, server: Server) -> None:
     (workplace / "mine" / "export").mkdir(parents=True)
     (workplace / "mine" / "export" / "thesis.txt").write_text("x")
-    done = run("sft", workplace, "mine")
-    assert done.returncode == 2
-    assert "is no run folder (it has no config.toml) but holds files" in done.stderr
+    code, said = run(server, "sft", "mine")
+    assert code == 2, said
+    assert "is no run folder (it has no config.toml) but holds files" in said
     assert [str(path.relative_to(workplace / "mine")) for path in (workplace / "mine").rglob("*")] == [
         "export",
         "export/thesis.txt",
     ]
 
 
-def test_a_folder_with_another_configuration_is_left_alone(finished: tuple[str, Path]) -> None:
+def test_a_folder_with_another_configuration_is_left_alone(finished: tuple[str, Path], server: Server) -> None:
     recipe, workplace = finished
     before = (workplace / f"{recipe}-1" / "metrics.jsonl").read_bytes()
-    done = run(recipe, workplace, f"{recipe}-1", "--optimizer.lr", "0.5")
-    assert done.returncode == 2
-    assert "holds a run with another configuration" in done.stderr
-    assert "Traceback" not in done.stderr
+    code, said = run(server, recipe, f"{recipe}-1", "--optimizer.lr", "0.5")
+    assert code == 2, said
+    assert "holds a run with another configuration" in said
+    assert "Traceback" not in said
     assert (workplace / f"{recipe}-1" / "metrics.jsonl").read_bytes() == before
 
 
@@ -239,7 +251,7 @@ BAD = {
     ("recipe", "number"), [(recipe, i) for recipe, cases in BAD.items() for i in range(len(cases))]
 )
 def test_a_malformed_row_stops_the_run_before_the_model_is_loaded(
-    recipe: str, number: int, workplace: Path, tmp_path: Path
+    recipe: str, number: int, workplace: Path, tmp_path: Path, server: Server
 ) -> None:
     row, message = BAD[recipe][number]
     good = GOOD if recipe == "grpo" else TALK
@@ -248,10 +260,10 @@ def test_a_malformed_row_stops_the_run_before_the_model_is_loaded(
     shutil.copytree(workplace / "model", tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"")  # loading it would be another error
     flags = ["--data.train", str(tmp_path / "rows.jsonl"), "--model.path", str(tmp_path / "model")]
-    done = run(recipe, workplace, f"bad-{recipe}-{number}", *flags)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    code, said = run(server, recipe, f"bad-{recipe}-{number}", *flags)
+    assert code == 2, said
+    assert message in said
+    assert "Traceback" not in said
     assert not (workplace / f"bad-{recipe}-{number}").exists()
 
 
@@ -268,9 +280,11 @@ def test_a_malformed_row_stops_the_run_before_the_model_is_loaded(
         ("--train.token_budgte", "1", "did you mean --train.token_budget"),
     ],
 )
-def test_a_missing_file_or_bad_value_is_one_line(flag: str, value: str, message: str, workplace: Path) -> None:
-    done = run("grpo", workplace, "bad", flag, value)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_missing_file_or_bad_value_is_one_line(
+    flag: str, value: str, message: str, workplace: Path, server: Server
+) -> None:
+    code, said = run(server, "grpo", "bad", flag, value)
+    assert code == 2, said
+    assert message in said
+    assert "Traceback" not in said
     assert not (workplace / "bad").exists()

@@ -39,9 +39,7 @@ def caches(model: Decoder, slots: int, rows: int) -> list[KVCache]:
 @pytest.mark.usefixtures("products_of_16_bits")
 @pytest.mark.parametrize("changes", KINDS)
 @pytest.mark.parametrize("slots", [1, 2, 7, 70])
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.bfloat16, 0.1)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.bfloat16, 0.1)])
 def test_a_step_gives_what_the_models_own_layers_give(
     tiny_model: Callable[..., pc.Decoder], changes: dict[str, Any], slots: int, dtype: torch.dtype, tolerance: float
 ) -> None:
@@ -72,9 +70,7 @@ def test_a_step_gives_what_the_models_own_layers_give(
 @torch.no_grad()
 @pytest.mark.parametrize("changes", KINDS)
 @pytest.mark.parametrize("prompt_span", [64, 32])
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.bfloat16, 0.1)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.bfloat16, 0.1)])
 def test_one_sample_of_one_prompt_reads_both_as_one_or_apart_where_a_shorter_prompt_leaves_a_gap(
     tiny_model: Callable[..., pc.Decoder],
     changes: dict[str, Any],

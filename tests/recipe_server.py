@@ -1,4 +1,4 @@
-"""The fork server as a fixture."""
+"""The fork server of faults/server.py, from outside."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from recipe_flags import recipe_flags
 
 
 class Server:
-    """Runs recipes with faults in forked processes (server.py)."""
+    """Runs recipes, with faults where they are asked for, in processes that need not import torch anew."""
 
     def __init__(self, workplace: Path):
         self.workplace = workplace
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("server.py"))],
+            [sys.executable, str(Path(__file__).with_name("faults") / "server.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -39,11 +37,8 @@ class Server:
         codes = json.loads(self.process.stdout.readline())
         return codes, [Path(f"{log}.{rank}").read_text() for rank in range(job["ranks"])]
 
-
-@pytest.fixture(scope="module")
-def server(workplace: Path) -> Iterator[Server]:
-    server = Server(workplace)
-    yield server
-    assert server.process.stdin is not None
-    server.process.stdin.close()
-    server.process.wait(timeout=20)
+    def close(self) -> None:
+        """End the server."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=20)
