@@ -47,10 +47,11 @@ bench: $(BENCH_VENV)/.installed ## measure rollouts, GRPO and SFT steps, the los
 	$(BENCH) benchmarks/shared_prompt.py
 	$(BENCH) benchmarks/loss_memory.py --growth
 	$(BENCH) benchmarks/training_step.py grpo --rounds 2
-	@if [ -f $(COUNSEL_CHAT) ]; then \
-	  $(BENCH) benchmarks/training_step.py sft --rounds 2 --conversations $(COUNSEL_CHAT); \
-	else echo "no SFT step: $(COUNSEL_CHAT) is not there, give COUNSEL_CHAT=FILE"; fi
-	$(BENCH) benchmarks/where_time_goes.py $(if $(wildcard $(COUNSEL_CHAT)),--conversations $(COUNSEL_CHAT))
+	@if [ -f "$(COUNSEL_CHAT)" ]; then set -x; \
+	  $(BENCH) benchmarks/training_step.py sft --rounds 2 --conversations "$(COUNSEL_CHAT)" && \
+	  $(BENCH) benchmarks/where_time_goes.py --conversations "$(COUNSEL_CHAT)"; \
+	else echo "no SFT step: '$(COUNSEL_CHAT)' is not there, give COUNSEL_CHAT=FILE"; \
+	  $(BENCH) benchmarks/where_time_goes.py; fi
 	$(BENCH) benchmarks/table.py
 
 reproduce: $(VENV)/.installed-demo ## does the paper's recipe beat its parts? hours; continues where it stopped

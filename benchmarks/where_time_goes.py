@@ -41,9 +41,11 @@ def main() -> None:
     if DEVICE.type != "cpu":
         print("no profile: this is of a CPU's time; a GPU's is in gpu_steps.py")
         return
-    if "sft" in (options.cases or ()) and options.conversations is None:
-        parser.error("sft needs --conversations")
     chosen = options.cases or [case for case in ALL if case != "sft" or options.conversations]
+    if ("sft" in chosen) != bool(options.conversations):
+        parser.error("sft needs --conversations, and --conversations needs sft among the cases")
+    if options.conversations and not options.conversations.is_file():
+        parser.error(f"--conversations: {options.conversations} is no file")
     dtype = chosen_dtype(options.dtype)
     file = named("where_time_goes", dtype, DEVICE)
     cases: dict[str, Any] = before(file, chosen, dtype)

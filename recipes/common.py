@@ -94,6 +94,7 @@ class EvaluationOptions:
             name = Path(path).stem
             if name in sets:
                 raise ValueError(f"evaluation.files holds two files named {name!r}; results are kept by that name")
+            require(Path(path), "evaluation.files")
             rows = read_questions(path)
             sets[name] = rows[: self.limit] if self.limit else rows
         return sets
@@ -103,6 +104,12 @@ class EvaluationOptions:
             raise ValueError(
                 f"limit {self.limit} must be at least 0 and max_new_tokens {self.max_new_tokens} at least 1"
             )
+
+
+def require(path: Path, option: str) -> None:
+    """Raises FileNotFoundError, naming the option, where there is nothing at this path."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: --{option} must name something that does")
 
 
 def compute_dtype(options: ModelOptions, runtime: Runtime) -> torch.dtype:

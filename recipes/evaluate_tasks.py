@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common import require
 from evaluate_options import BenchmarkOptions, EvaluateRecipe
 
 from psychecore.curate.prompts import Prompts, load_prompts
@@ -104,12 +105,6 @@ def fingerprint(rows: Sequence[Any]) -> str:
     """SHA-256 of dataclasses."""
     text = json.dumps([asdict(row) for row in rows], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def require(path: Path, option: str) -> None:
-    """Raises FileNotFoundError, naming the option, where there is nothing at this path."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: --{option} must name something that does")
 
 
 def _pceb(benchmark: BenchmarkOptions) -> Iterator[Task]:

@@ -10,31 +10,27 @@ log, checkpoint, evaluate. The run folder's export/ is a Hugging Face folder.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from cli import dump_config, load_config, main_guard
 from common import (
-    EvaluationOptions,
-    ModelOptions,
-    RunOptions,
     evaluate_sets,
     evaluated_on_first,
     evaluation_due,
     load_frozen,
     load_policy,
-    option,
     quarters,
     record_evaluation,
+    require,
     steps_of,
 )
+from grpo_options import GrpoRecipe
 from planning import warn_if_too_large
 from run_folder import check_hashes, end_step, hash_inputs, open_run_folder, resume, settle_dtype
 
@@ -45,18 +41,18 @@ from psychecore.durable import remove_folder
 from psychecore.model.decoder import Decoder
 from psychecore.model.pretrained import local_folder, save_model
 from psychecore.report.page import write_report
-from psychecore.reward.score import RewardConfig, score_group
+from psychecore.reward.score import score_group
 from psychecore.rollout.sampler import Sampler
-from psychecore.rollout.sampling import SamplingParams, stream_key
+from psychecore.rollout.sampling import stream_key
 from psychecore.rollout.trajectory import Group
 from psychecore.runtime import Runtime, gather_json, runtime
 from psychecore.text.tokenizer import Tokenizer, load_tokenizer
 from psychecore.train.advantage import group_advantages, informative_groups
-from psychecore.train.grpo import GrpoConfig, grpo_update
+from psychecore.train.grpo import grpo_update
 from psychecore.train.metrics import RunLog, Stopwatch, matmul_peak, peak_memory_gib, step_line, training_flops
-from psychecore.train.optimizer import Optimizer, OptimizerConfig
+from psychecore.train.optimizer import Optimizer
 from psychecore.train.run_state import Checkpoints, list_checkpoints
-from psychecore.train.sharding import ShardingConfig, gathered
+from psychecore.train.sharding import gathered
 
 LINE = {
     "reward": ".3f",
@@ -71,68 +67,10 @@ LINE = {
 }
 
 
-@dataclass(frozen=True)
-class DataOptions:
-    """What it trains on."""
-
-    train: Path = field(metadata={"help": "questions, JSONL of {id, question, options, answer, kind, ...}"})
-    max_prompt_tokens: int = option(1024, "a longer prompt is refused before training, with its id")
-
-    def __post_init__(self) -> None:
-        if self.max_prompt_tokens < 1:
-            raise ValueError(f"max_prompt_tokens is {self.max_prompt_tokens}, but must be at least 1")
-
-
-@dataclass(frozen=True)
-class ReferenceOptions:
-    """What the KL term holds the policy to."""
-
-    path: str | None = option(None, "another folder or hub id; none: the policy as it starts")
-    device: Literal["same", "cpu"] = option("same", "cpu parks it in host memory outside the update")
-    refresh_every: int = option(0, "copy the policy into the reference every so many steps; 0: never")
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How rollouts are sampled."""
-
-    params: SamplingParams = field(default_factory=lambda: SamplingParams(max_new_tokens=1024))
-    max_slots: int = option(64, "sequences that run at the same time on a rank")
-    memory_gib: float | None = option(None, "bound of a rank's key/value cache; work that does not fit waits")
-    cuda_graphs: bool | None = option(None, "replay decoding steps as CUDA graphs; none: on a GPU, false: never")
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.max_slots <= 1e6:
-            raise ValueError(f"max_slots is {self.max_slots}, but must be 1 to 1e6")
-        if self.memory_gib is not None and not 0 < self.memory_gib < math.inf:
-            raise ValueError(f"memory_gib is {self.memory_gib}, but must be above 0 and finite, or none")
-
-
-@dataclass(frozen=True)
-class GrpoRecipe:
-    """Everything a GRPO run depends on."""
-
-    model: ModelOptions
-    data: DataOptions
-    run: RunOptions
-    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    train: GrpoConfig = field(default_factory=GrpoConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    reference: ReferenceOptions = field(default_factory=ReferenceOptions)
-    sharding: ShardingConfig = field(default_factory=ShardingConfig)
-
-    def __post_init__(self) -> None:
-        if self.sampling.params.temperature == 0:
-            raise ValueError("sampling.params.temperature is 0: greedy samples of a group are all the same")
-        if self.reference.refresh_every < 0:
-            raise ValueError(f"reference.refresh_every is {self.reference.refresh_every}, but must be at least 0")
-
-
 def main(config: GrpoRecipe, runtime: Runtime) -> None:
     """Train as configured, or continue the run that the folder holds."""
     with runtime.together("reading the data"):
+        require(config.data.train, "data.train")
         questions = read_questions(config.data.train)
         heldout = config.evaluation.read()
         model_folder = local_folder(config.model.path)
@@ -164,9 +102,8 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         check_hashes(state["reference"], now, "the reference was refreshed")
     reference = load_reference(config, first_step, policy.compute_dtype, runtime)
     sampling = config.sampling
-    sampler = Sampler(
-        policy, tokenizer, sampling.max_slots, max_length(config, prompts), sampling.memory_gib, sampling.cuda_graphs
-    )
+    length = longest + sampling.params.max_new_tokens
+    sampler = Sampler(policy, tokenizer, sampling.max_slots, length, sampling.memory_gib, sampling.cuda_graphs)
     runtime.say(
         f"GRPO: {len(questions)} questions, {total_steps} steps of {train.prompts_per_step} prompts x "
         f"{train.samples_per_prompt} samples, {policy.config.parameters / 1e6:.0f}M parameters, "
@@ -278,11 +215,6 @@ def encode(questions: list[Question], tokenizer: Tokenizer, max_tokens: int) -> 
             )
         prompts.append(ids)
     return prompts
-
-
-def max_length(config: GrpoRecipe, prompts: list[list[int]]) -> int:
-    """Longest sequence that a rollout can reach."""
-    return max(map(len, prompts)) + config.sampling.params.max_new_tokens
 
 
 def load_reference(config: GrpoRecipe, step: int, dtype: torch.dtype, runtime: Runtime) -> Decoder | None:

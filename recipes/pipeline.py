@@ -28,7 +28,7 @@ import compose
 from cli import dump_config, load_config, main_guard
 from common import evaluated, option
 from curate_options import CurateRecipe
-from grpo import GrpoRecipe
+from grpo_options import GrpoRecipe
 from sft import SftRecipe
 
 from psychecore.curate.assemble import MANIFEST_FILE

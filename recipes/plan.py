@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from cli import load_config, main_guard
 from common import option
-from grpo import GrpoRecipe
+from grpo_options import GrpoRecipe
 from planning import plan_run, ways_out
 from sft import SftRecipe
 

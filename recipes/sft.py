@@ -27,6 +27,7 @@ from common import (
     load_policy,
     option,
     record_evaluation,
+    require,
     steps_of,
 )
 from planning import warn_if_too_large
@@ -76,6 +77,7 @@ class SftRecipe:
 def main(config: SftRecipe, runtime: Runtime) -> None:
     """Train as configured, or continue the run that the folder holds."""
     with runtime.together("reading the data"):
+        require(config.data.train, "data.train")
         rows = read_conversations(config.data.train)
         heldout = config.evaluation.read()
         model_folder = local_folder(config.model.path)

@@ -34,11 +34,17 @@ class Server:
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
-        codes = json.loads(self.process.stdout.readline())
+        answer = self.process.stdout.readline()
+        assert answer, f"the server ended in job {name} with {self.process.wait(timeout=20)}"
+        codes = json.loads(answer)
         return codes, [Path(f"{log}.{rank}").read_text() for rank in range(job["ranks"])]
 
     def close(self) -> None:
         """End the server."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(timeout=20)
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise

@@ -10,6 +10,7 @@ again. The same input and settings therefore give the same bytes, however often 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -132,7 +133,7 @@ class Done:
         folder.mkdir(parents=True, exist_ok=True)
 
     def counts(self) -> StageCounts | None:
-        """The counts of the finished stage; None where it must run, and then nothing says any more that it is done.
+        """The counts of the finished stage; None where it must run, warned of where it had: its record is then gone.
 
         Raises ValueError where an output is not what the stage wrote, since running it again would lose the changes.
         """
@@ -150,6 +151,8 @@ class Done:
         counts = StageCounts(**record.pop("counts"))
         if record == self.key and len(present) == len(written):
             return counts
+        reason = next(_differences(record, self.key), f"not all of its files are in {self.folder}")
+        logging.getLogger(__name__).warning("stage %s runs again: %s", self.name, reason)
         self.path.unlink()
         return None
 

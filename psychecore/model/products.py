@@ -89,7 +89,8 @@ def into(out_EC: Tensor, weight_ED: Tensor, x_DC: Tensor) -> Callable[[], object
     Columns [D, C] or a vector [D], in one piece of memory, as `out_EC`. Views are made here, once: between the products
     of a step each would cost microseconds.
     """
-    if x_DC.device.type == "cpu" and x_DC.dtype == weight_ED.dtype == torch.float32:
+    wide = x_DC.device.type == "cpu" and x_DC.dtype == weight_ED.dtype == torch.float32
+    if wide and weight_ED.numel() and not torch.compiler.is_compiling():  # a compiler has no number of threads
         return _by_blocks(out_EC, weight_ED, x_DC)
     if x_DC.ndim == 1:
         return partial(torch.mv, weight_ED, x_DC, out=out_EC)

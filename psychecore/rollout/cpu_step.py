@@ -4,7 +4,8 @@ Between two products the weights have emptied the caches, so every operation, an
 it computes anything. Here each is called once per layer, on buffers and views that are made once per `Shape`, and
 activations lie by feature, [features, columns]: a product is then W x with the weights as first operand, which torch's
 CPU products split over threads and tiles (32 rows, all layers of SmolLM2: bf16 43 ms instead of 57), and no operand
-is transposed for it. The arithmetic is model/decoder.py's, in its order and with its rounding.
+is transposed for it, but in fp32 a few (products.py). The arithmetic is model/decoder.py's, in its order and with its
+rounding.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class LayerWork(NamedTuple):
     Weights stay the model's own tensors; one that is updated in place is up to date here.
     """
 
-    qkv_weight: Tensor
-    place: int  # of that weight in memory
+    weights: list[Tensor]  # and biases of its products, that of queries, keys and values first
+    places: list[int]  # in memory
     attention_norm: Tensor
     qkv: Callable[[], object]
     out: Callable[[], object]
@@ -42,8 +43,8 @@ class CpuStep:
     """Buffers, views and places for steps of one shape over one cache; a call is one step.
 
     Letters beside the usual: C columns, one a slot; X the queries of a prompt that share a key/value head. One slot's
-    products are of a matrix with a vector, 22 ms where those with two equal columns took 26 (with one column more).
-    Where it is the one prompt's only sample and both lie together, they are read as one, and nothing is gathered.
+    products are of a matrix with a vector, in bf16 22 ms where those with two equal columns took 26 (with one column
+    more). Where it is the one prompt's only sample and both lie together, they are read as one, and nothing is gathered.
     """
 
     def __init__(self, model: Decoder, cache: KVCache, shape: Shape):
@@ -109,9 +110,11 @@ class CpuStep:
         self.store_BE += before
 
     def _work(self, layer: Layer) -> LayerWork:
+        linears = (layer.qkv, layer.out, layer.gate_up, layer.down)
+        weights = [weight for linear in linears for weight in (linear.weight, linear.bias) if weight is not None]
         return LayerWork(
-            layer.qkv.weight,
-            layer.qkv.weight.data_ptr(),
+            weights,
+            [weight.data_ptr() for weight in weights],
             layer.attention_norm.weight,
             self._product(layer.qkv, self.normed_DC, self.qkv_EC),
             self._product(layer.out, self.attended_EC, self.product_DC),
@@ -131,9 +134,12 @@ class CpuStep:
         return lambda: (multiply(), out_EC.add_(bias_EC))
 
     def is_current(self) -> bool:
-        """Whether the model still has the weights that were found: FSDP2 puts others there, and frees these."""
+        """Whether the model still has the weights that were found: FSDP2 puts others there, and frees these.
+
+        Of parameters that are others, queries', keys' and values' stand for all; of others' data in them, each is seen.
+        """
         return all(
-            own.qkv_weight is (weight := layer.qkv.weight) and own.place == weight.data_ptr()
+            own.weights[0] is layer.qkv.weight and own.places == [weight.data_ptr() for weight in own.weights]
             for own, layer in zip(self.work, self.layers, strict=True)
         )
 

@@ -50,16 +50,24 @@ def test_kept_rows_and_rejections_with_their_reasons_are_written_and_counted(tmp
     assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 
-def test_a_stage_that_is_done_is_not_run_again_unless_its_input_or_settings_change(tmp_path: Path) -> None:
+def test_a_stage_that_is_done_is_not_run_again_unless_its_input_or_settings_change(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     source = write(tmp_path / "in.jsonl", 4)
     first = run_stage(Halves(), source, tmp_path / "out")
     again = Halves()
     assert run_stage(again, source, tmp_path / "out") == first
     assert again.seen == []
+    assert caplog.messages == []
     run_stage(again, source, tmp_path / "out", settings="other")
     assert len(again.seen) == 4
+    assert caplog.messages == ["stage halves runs again: settings None, and now it is 'other'"]
     write(source, 5)
     assert run_stage(again, source, tmp_path / "out", settings="other").read == 5
+    (tmp_path / "out" / "halves.jsonl").unlink()
+    assert run_stage(again, source, tmp_path / "out", settings="other").read == 5
+    assert "inputs[0].sha256" in caplog.messages[1]
+    assert "not all of its files" in caplog.messages[2]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ import sft  # noqa: E402
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402 - AdamW imports it: once here, not in every fork
 import torch.distributed.fsdp  # noqa: E402 - as does who shards a model
+from grpo_options import GrpoRecipe  # noqa: E402
 
 from psychecore.reward import score  # noqa: E402
 from psychecore.rollout import engine  # noqa: E402
@@ -38,7 +39,7 @@ from psychecore.train import run_state  # noqa: E402
 from psychecore.train import sft as sft_step  # noqa: E402
 from psychecore.train.optimizer import Optimizer  # noqa: E402
 
-RECIPES = {"sft": (sft, sft.SftRecipe), "grpo": (grpo, grpo.GrpoRecipe)}
+RECIPES = {"sft": (sft, sft.SftRecipe), "grpo": (grpo, GrpoRecipe)}
 WRITES = {"open": "write", "os.rename": "rename", "os.remove": "remove", "os.rmdir": "remove", "os.mkdir": "write"}
 
 

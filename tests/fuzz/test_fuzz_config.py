@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 from attempt import attempt
 from cli import dump_config, load_config
-from grpo import GrpoRecipe
+from grpo_options import GrpoRecipe
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pipeline import Pipeline

@@ -12,7 +12,7 @@ from typing import Literal
 import pytest
 from cli import dump_config, help_text, load_config
 from curate_options import CurateRecipe
-from grpo import GrpoRecipe
+from grpo_options import GrpoRecipe
 from pipeline import Pipeline
 from sft import SftRecipe
 

@@ -1,6 +1,7 @@
 """The recipes as a user starts them, with a small random model that has SmolLM2's tokenizer and template.
 
-Whole runs, alone and under torchrun, are processes of their own; what follows on them are forks, which start sooner.
+Whole runs, alone and under torchrun, are processes of their own, and so is an error of each; the others are forks,
+which start sooner.
 """
 
 from __future__ import annotations
@@ -25,21 +26,18 @@ REPO = Path(__file__).resolve().parents[2]
 SAME = ("loss", "reward", "gradient_norm", "kl", "length", "entropy")  # not times, not memory
 
 
-def start(recipe: str, workplace: Path, name: str, ranks: int = 1) -> str:
-    """A process of its own, under torchrun with several ranks; what it printed, once it ended well."""
+def start(recipe: str, workplace: Path, name: str, *flags: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    """A process of its own, under torchrun with several ranks."""
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    argv = recipe_flags(recipe, workplace, name, [])
-    done = subprocess.run(
-        [*launcher, str(REPO / "recipes" / f"{recipe}.py"), *argv],
+    return subprocess.run(
+        [*launcher, str(REPO / "recipes" / f"{recipe}.py"), *recipe_flags(recipe, workplace, name, flags)],
         capture_output=True,
         text=True,
         timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def run(server: Server, recipe: str, name: str, *flags: str) -> tuple[int, str]:
@@ -54,7 +52,8 @@ def metrics(workplace: Path, name: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module", params=["sft", "grpo"])
 def finished(request: pytest.FixtureRequest, workplace: Path) -> tuple[str, Path]:
-    start(request.param, workplace, f"{request.param}-1")
+    done = start(request.param, workplace, f"{request.param}-1")
+    assert done.returncode == 0, done.stderr
     return request.param, workplace
 
 
@@ -105,7 +104,9 @@ def test_an_interrupted_run_continues_where_it_was(finished: tuple[str, Path], s
 
 def test_two_ranks_under_torchrun_do_the_same_job(finished: tuple[str, Path]) -> None:
     recipe, workplace = finished
-    assert start(recipe, workplace, f"{recipe}-2", ranks=2).count(f"{recipe} 1/4") == 1
+    done = start(recipe, workplace, f"{recipe}-2", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"{recipe} 1/4") == 1
     expected, found = metrics(workplace, f"{recipe}-1"), metrics(workplace, f"{recipe}-2")
     for one, two in zip(expected[:2], found[:2], strict=True):  # later steps drift apart by rounding
         for name in set(SAME) & set(one):
@@ -270,9 +271,9 @@ def test_a_malformed_row_stops_the_run_before_the_model_is_loaded(
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        ("--data.train", "nowhere.jsonl", "nowhere.jsonl"),
+        ("--data.train", "nowhere.jsonl", "nowhere.jsonl does not exist: --data.train must name"),
         ("--model.path", "./nowhere", "'./nowhere' does not exist"),
-        ("--evaluation.files", "nowhere.jsonl", "nowhere.jsonl"),
+        ("--evaluation.files", "nowhere.jsonl", "nowhere.jsonl does not exist: --evaluation.files must name"),
         ("--evaluation.limit", "-3", "limit -3"),
         ("--run.folder", "/dev/null/x", "/dev/null"),
         ("--data.train", "/", "Is a directory"),
@@ -287,4 +288,15 @@ def test_a_missing_file_or_bad_value_is_one_line(
     assert code == 2, said
     assert message in said
     assert "Traceback" not in said
+    assert not (workplace / "bad").exists()
+
+
+@pytest.mark.parametrize("recipe", ["sft", "grpo"])
+def test_so_it_is_on_the_command_line(recipe: str, workplace: Path) -> None:
+    done = start(recipe, workplace, "bad", "--data.train", "nowhere.jsonl")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: nowhere.jsonl does not exist: --data.train must name something that does"
+    ]
+    assert done.stdout == ""
     assert not (workplace / "bad").exists()

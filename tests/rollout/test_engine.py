@@ -107,12 +107,13 @@ def test_streamed_pieces_join_to_what_generate_gives(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_decoding_step_is_one_full_graph_without_host_synchronisation(
-    tiny_model: Callable[..., pc.Decoder],
+    tiny_model: Callable[..., pc.Decoder], dtype: torch.dtype
 ) -> None:
     def engine() -> Engine:
         waiting = [Sample(p, g, stream_key(0, p, g), 37) for p in range(2) for g in range(3)]
-        made = Engine(tiny_model(), PROMPTS[:2], waiting, PARAMS, 6, 2, [0], [True] * 61)
+        made = Engine(tiny_model(dtype), PROMPTS[:2], waiting, PARAMS, 6, 2, [0], [True] * 61)
         made._admit()
         return made
 

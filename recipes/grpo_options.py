@@ -1,0 +1,75 @@
+"""What a GRPO run depends on: the options of grpo.py."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from common import EvaluationOptions, ModelOptions, RunOptions, option
+
+from psychecore.reward.score import RewardConfig
+from psychecore.rollout.sampling import SamplingParams
+from psychecore.train.grpo import GrpoConfig
+from psychecore.train.optimizer import OptimizerConfig
+from psychecore.train.sharding import ShardingConfig
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What it trains on."""
+
+    train: Path = field(metadata={"help": "questions, JSONL of {id, question, options, answer, kind, ...}"})
+    max_prompt_tokens: int = option(1024, "a longer prompt is refused before training, with its id")
+
+    def __post_init__(self) -> None:
+        if self.max_prompt_tokens < 1:
+            raise ValueError(f"max_prompt_tokens is {self.max_prompt_tokens}, but must be at least 1")
+
+
+@dataclass(frozen=True)
+class ReferenceOptions:
+    """What the KL term holds the policy to."""
+
+    path: str | None = option(None, "another folder or hub id; none: the policy as it starts")
+    device: Literal["same", "cpu"] = option("same", "cpu parks it in host memory outside the update")
+    refresh_every: int = option(0, "copy the policy into the reference every so many steps; 0: never")
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How rollouts are sampled."""
+
+    params: SamplingParams = field(default_factory=lambda: SamplingParams(max_new_tokens=1024))
+    max_slots: int = option(64, "sequences that run at the same time on a rank")
+    memory_gib: float | None = option(None, "bound of a rank's key/value cache; work that does not fit waits")
+    cuda_graphs: bool | None = option(None, "replay decoding steps as CUDA graphs; none: on a GPU, false: never")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_slots <= 1e6:
+            raise ValueError(f"max_slots is {self.max_slots}, but must be 1 to 1e6")
+        if self.memory_gib is not None and not 0 < self.memory_gib < math.inf:
+            raise ValueError(f"memory_gib is {self.memory_gib}, but must be above 0 and finite, or none")
+
+
+@dataclass(frozen=True)
+class GrpoRecipe:
+    """Everything a GRPO run depends on."""
+
+    model: ModelOptions
+    data: DataOptions
+    run: RunOptions
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    train: GrpoConfig = field(default_factory=GrpoConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    reference: ReferenceOptions = field(default_factory=ReferenceOptions)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+
+    def __post_init__(self) -> None:
+        if self.sampling.params.temperature == 0:
+            raise ValueError("sampling.params.temperature is 0: greedy samples of a group are all the same")
+        if self.reference.refresh_every < 0:
+            raise ValueError(f"reference.refresh_every is {self.reference.refresh_every}, but must be at least 0")
