@@ -43,8 +43,8 @@ class CpuStep:
     """Buffers, views and places for steps of one shape over one cache; a call is one step.
 
     Letters beside the usual: C columns, one a slot; X the queries of a prompt that share a key/value head. One slot's
-    products are of a matrix with a vector, in bf16 22 ms where those with two equal columns took 26 (with one more). Where
-    it is the one prompt's only sample and both lie together, they are read as one, and nothing is gathered.
+    products are of a matrix with a vector, in bf16 22 ms where those with two equal columns took 26. Where it is the
+    one prompt's only sample and both lie together, they are read as one, and nothing is gathered.
     """
 
     def __init__(self, model: Decoder, cache: KVCache, shape: Shape):
