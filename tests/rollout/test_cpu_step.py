@@ -128,9 +128,9 @@ with torch.no_grad():
     with gathered(model):
         first = [next(run) for _ in range(2)]
         assert engine.cache.cpu_step is not None
-    model.logits(torch.tensor([[1, 2, 3]]))  # the root stays gathered, the layers' storage is freed
     with gathered(model):  # elsewhere in memory, perhaps
         first += [next(run)]
+    model.logits(torch.tensor([[1, 2, 3]]))  # the root stays gathered, the layers' storage is freed
     assert said(first + list(run)) == expected, "gathered, then sharded"
 print("as one whole model")
 """
