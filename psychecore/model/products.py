@@ -115,14 +115,18 @@ def _by_blocks(out_EC: Tensor, weight_ED: Tensor, x_DC: Tensor) -> Callable[[], 
     if columns == 1:  # a view of strides (1, 1) instead would cost half the speed
         multiply = partial(torch.bmm, x_DC.view(1, width).expand(blocks, 1, width), block_ZHD.mT, out=out_ZHC.mT)
     elif columns <= FEW_WIDE_COLUMNS:
-        block_ZDH = block_ZHD.mT
-        multiply = lambda: out_ZHC.copy_(torch.bmm(x_DC.T.contiguous().expand(blocks, -1, -1), block_ZDH).mT)  # noqa: E731
+        multiply = partial(_as_rows, out_ZHC, block_ZHD.mT, x_DC)
     else:
         multiply = partial(torch.bmm, block_ZHD, x_DC.expand(blocks, width, columns), out=out_ZHC)
     if not rest:
         return multiply
     of_rest = partial(torch.mm, weight_ED[rows - rest :], x_DC, out=out_EC[rows - rest :])
     return lambda: (multiply(), of_rest())
+
+
+def _as_rows(out_ZHC: Tensor, block_ZDH: Tensor, x_DC: Tensor) -> None:
+    """(x^T W^T)^T by blocks."""
+    out_ZHC.copy_(torch.bmm(x_DC.T.contiguous().expand(len(block_ZDH), -1, -1), block_ZDH).mT)
 
 
 def _widened(weight_ED: Tensor, x_DC: Tensor) -> Tensor:

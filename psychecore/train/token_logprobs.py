@@ -93,10 +93,11 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_logprob_T = torch.zeros_like(lse_T)
         factor_TD = products.wide(hidden_TD)
         grad_hidden_TD = torch.zeros_like(hidden_TD, dtype=lse_T.dtype)
-        grad_head_VD = torch.zeros_like(head_VD)
+        grad_head_VD, in_place = torch.empty_like(head_VD), head_VD.dtype == lse_T.dtype
         for columns in _chunks(head_VD.shape[0], VOCABULARY_PER_CHUNK):
             chunk_VD = products.wide(head_VD[columns])
-            grad_chunk_VD = grad_head_VD[columns].to(lse_T.dtype)  # of that dtype it is itself, and summed in place
+            sum_VD = grad_head_VD[columns] if in_place else torch.empty_like(chunk_VD, dtype=lse_T.dtype)
+            sum_VD.zero_()
             for rows in _chunks(len(labels_T), ROWS_PER_CHUNK):
                 product_TV = factor_TD[rows] @ chunk_VD.T
                 slope_TV = compiler.where_it_pays(_slope, product_TV)(
@@ -108,9 +109,9 @@ class _TokenLogprobs(torch.autograd.Function):
                     ctx.temperature,
                 )
                 _add_product(grad_hidden_TD[rows], slope_TV, chunk_VD)
-                _add_product(grad_chunk_VD, slope_TV.T, factor_TD[rows])
-            if grad_chunk_VD.dtype != head_VD.dtype:
-                grad_head_VD[columns] = grad_chunk_VD
+                _add_product(sum_VD, slope_TV.T, factor_TD[rows])
+            if not in_place:
+                grad_head_VD[columns] = sum_VD
         return grad_hidden_TD.to(hidden_TD.dtype), grad_head_VD, None, None
 
 

@@ -170,6 +170,7 @@ def test_small_tensors_float64_and_other_processes_go_without() -> None:
     [
         ({"CXX": "no-such-compiler"}, "no-such-compiler"),
         ({"CXX": "no-such-compiler", "TORCHDYNAMO_SUPPRESS_ERRORS": "1"}, "switched off"),
+        ({"TORCHDYNAMO_DISABLE": "1"}, "switched off"),
         ({"TORCH_COMPILE_DISABLE": "1"}, "switched off"),
     ],
 )

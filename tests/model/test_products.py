@@ -81,9 +81,7 @@ def test_few_columns_are_multiplied_in_blocks_of_the_weight(
 @torch.no_grad()
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("columns", [1, 2, products.FEW_WIDE_COLUMNS, products.FEW_WIDE_COLUMNS + 1, 70])
-@pytest.mark.parametrize(
-    "rows", [1, 63, 64, 576, 1187, 8 * 1024 + 3]
-)  # a block, a part of one, whole ones, with a rest
+@pytest.mark.parametrize("rows", [1, 63, 64, 576, 1187, 8 * 1024 + 3])  # less than a block, whole blocks, and a rest
 def test_fp32_is_multiplied_by_blocks_too(rows: int, columns: int, threads: int) -> None:
     wide_EX = draw(rows, 100, dtype=torch.float32)
     x_DC, before = draw(96, columns, dtype=torch.float32, seed=1), torch.get_num_threads()

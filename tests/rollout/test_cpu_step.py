@@ -39,16 +39,19 @@ def caches(model: Decoder, slots: int, rows: int) -> list[KVCache]:
 @pytest.mark.usefixtures("products_of_16_bits")
 @pytest.mark.parametrize("changes", KINDS)
 @pytest.mark.parametrize("slots", [1, 2, 7, 70])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.bfloat16, 0.06)]
+)
 def test_a_step_gives_what_the_models_own_layers_give(
     tiny_model: Callable[..., pc.Decoder], changes: dict[str, Any], slots: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     model, seats = tiny_model(dtype, **changes), -(-slots // 2)
-    generator = torch.Generator().manual_seed(2)
+    drawn = torch.Generator().manual_seed(0)
     for name, module in model.named_modules():
         if name.endswith("norm") and hasattr(module, "weight"):
-            module.weight.uniform_(0.5, 1.5, generator=generator)
+            module.weight.uniform_(0.5, 1.5, generator=drawn)
     shape = Shape(slots, 2, seats, 32, 48)
+    generator = torch.Generator().manual_seed(2)
     token, place = (torch.randint(0, high, (slots,), generator=generator) for high in (61, 47))
     seat, length = torch.randperm(2 * seats, generator=generator)[:slots], torch.tensor([29, 5])
     seat[-1] = 2 * seats if slots > 1 else 0  # a slot that is not in use
@@ -70,7 +73,9 @@ def test_a_step_gives_what_the_models_own_layers_give(
 @torch.no_grad()
 @pytest.mark.parametrize("changes", KINDS)
 @pytest.mark.parametrize("prompt_span", [64, 32])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.bfloat16, 0.06)]
+)
 def test_one_sample_of_one_prompt_reads_both_as_one_or_apart_where_a_shorter_prompt_leaves_a_gap(
     tiny_model: Callable[..., pc.Decoder],
     changes: dict[str, Any],
@@ -170,8 +175,7 @@ def test_weights_that_are_replaced_between_steps_are_used_whole(
                 parameter.data = other.get_parameter(name).data
     assert decode._cpu_step(model, ours, shape) is not None
     got = decode._cpu_step(model, ours, shape)(*at)
-    expected = model(at[0], at[1], DecodeAttention(theirs, shape, *at[2:]))
-    assert (got - expected).norm() < tolerance * expected.norm()
+    oracle = other if one is None else model
+    expected = oracle(at[0], at[1], DecodeAttention(theirs, shape, *at[2:]))
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
     assert (got - before).norm() > 10 * tolerance * before.norm()
-    if one is None:
-        assert torch.equal(model.embed.weight, other.embed.weight)
