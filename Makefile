@@ -28,7 +28,7 @@ test: $(VENV)/.installed-test ## ruff, mypy, bandit, pytest, and the demo cut to
 	$(RUN) -m mypy
 	$(RUN) -m bandit -q -c pyproject.toml -r psychecore kernels recipes benchmarks
 	$(RUN) recipes/demo_model.py
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --timeout 600 --timeout-method signal
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --timeout 600 --timeout-method signal
 	rm -rf runs/smoke
 	$(RUN) recipes/pipeline.py --config recipes/presets/smoke.toml
 

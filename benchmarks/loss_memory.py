@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import named, save
+from measure import comparable, named, save
 
 from psychecore.model.products import fast_dtype
 from psychecore.train.token_logprobs import token_logprobs
@@ -39,10 +39,15 @@ def main() -> None:
     if options.worker:
         print(json.dumps(measure(options.worker, options.tokens, options.vocabulary, options.width)))
         return
-    result = {"main": compare(options.tokens, options.vocabulary, options.width)}
+    dtype = fast_dtype(CPU)
+    file = named("loss_memory", dtype, CPU)
+    earlier = comparable(file, dtype)
+    result: dict[str, Any] = {"dtype": str(dtype), "main": compare(options.tokens, options.vocabulary, options.width)}
     if options.growth:
         result["growth"] = [compare(tokens, vocabulary, options.width) for tokens, vocabulary in GROWTH]
-    save(named("loss_memory", fast_dtype(CPU), CPU), result)
+    elif "growth" in earlier:
+        result["growth"] = earlier["growth"]
+    save(file, result)
 
 
 def compare(tokens: int, vocabulary: int, width: int) -> dict[str, Any]:

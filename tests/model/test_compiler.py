@@ -105,7 +105,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[T
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_values_and_gradients_are_those_of_float64_to_rounding(name: str, dtype: torch.dtype) -> None:
     """Against formulas of their own; compiled twice, with gradient and without, so that this can't be plain torch."""
@@ -170,7 +170,7 @@ def test_small_tensors_float64_and_other_processes_go_without() -> None:
     [
         ({"CXX": "no-such-compiler"}, "no-such-compiler"),
         ({"CXX": "no-such-compiler", "TORCHDYNAMO_SUPPRESS_ERRORS": "1"}, "switched off"),
-        ({"TORCHDYNAMO_DISABLE": "1"}, "switched off"),
+        pytest.param({"TORCHDYNAMO_DISABLE": "1"}, "switched off", marks=pytest.mark.slow),
         ({"TORCH_COMPILE_DISABLE": "1"}, "switched off"),
     ],
 )

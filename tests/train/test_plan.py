@@ -103,7 +103,7 @@ def test_an_sft_step_takes_the_planned_memory(name: str, checkpoint: bool) -> No
     assert measured["resident"] == pytest.approx(total(kinds), rel=0.10)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["tied", *(pytest.param(n, marks=pytest.mark.slow) for n in MODELS if n != "tied")])
 def test_a_rollout_and_a_grpo_update_take_the_planned_memory(name: str) -> None:
     sizes = {"prompts": 2, "prompt": 48, "samples": 4, "answer": 16, "slots": 16}
     job = {"recipe": "grpo", "dtype": "float32", "model": MODELS[name], "reference": True}

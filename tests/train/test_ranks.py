@@ -6,15 +6,18 @@ Each number of ranks is started once and takes the step of every case (rank_case
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import rank_cases
 import torch
 from rank_cases import SLEEP, Case, Result, cases
-from rank_launch import launch
 from safetensors.torch import load_file
 from test_steps import dense_logprobs, written_out_loss
 from torch import Tensor
@@ -24,7 +27,7 @@ from psychecore.runtime import Runtime
 from psychecore.train.grpo import GrpoConfig
 from psychecore.train.sft import SftConfig
 
-CASES = cases()
+CASES, WORLD_SIZES = cases(), [2, 4]
 ALONE = Runtime(0, 1, torch.device("cpu"))
 EXACT = [name for name, case in CASES.items() if case.dtype == torch.float64 and not case.late]
 ONE_STEP = [name for name in EXACT if isinstance(CASES[name].train, SftConfig) or CASES[name].train.mini_batches == 1]
@@ -58,9 +61,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=["2 ranks", "4 ranks"])
-def ranks(request: pytest.FixtureRequest, folder: Path) -> Ranks:
-    launch(Path(rank_cases.__file__).with_name("rank_worker.py"), [str(folder)], request.param)
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> None:
+    """All ranks of each number have left their files."""
+    worker = Path(rank_cases.__file__).with_name("rank_worker.py")
+    command = [sys.executable, str(worker), str(folder), *map(str, WORLD_SIZES)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(forked.__file__).parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module", params=WORLD_SIZES, ids=[f"{size} ranks" for size in WORLD_SIZES])
+def ranks(request: pytest.FixtureRequest, folder: Path, finished: None) -> Ranks:
     files = [folder / f"{request.param}-rank-{rank}.json" for rank in range(request.param)]
     return Ranks(folder, request.param, [json.loads(file.read_text()) for file in files])
 
