@@ -206,7 +206,10 @@ def _naming_the_network(where: str) -> Iterator[None]:
         words = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe", "remote worker")
         if not isinstance(error, dist.DistError) and not any(word in str(error).lower() for word in words):
             raise
-        reason = str(error).strip().splitlines()[0]
+        lines = str(error).strip().splitlines()
+        reason = lines[0]
+        if cause := next((line for line in lines if "out of memory" in line or "Cuda failure" in line), ""):
+            raise RuntimeError(f"{where}: {cause.strip():.200}") from error  # this rank's own
         raise PeerError(
             f"{where}: another rank is gone or stuck ({reason:.200}). The run continues from its last checkpoint when "
             "started again"

@@ -33,7 +33,7 @@ from psychecore.durable import create_file
 from psychecore.model.pretrained import load_model
 from psychecore.rollout.sampler import Sampler
 from psychecore.rollout.sampling import SamplingParams
-from psychecore.text.chat import Message, split_think
+from psychecore.text.chat import Message, opens_thinking, split_think
 from psychecore.text.tokenizer import Encoded, Tokenizer, load_tokenizer
 
 COMMANDS = {
@@ -83,7 +83,7 @@ class Chat:
         prompt = self._prompt(asked)
         if prompt is None:
             return
-        inside = prompt.text.rstrip().endswith(OPEN)  # such templates open the block themselves
+        inside = opens_thinking(prompt.text)
         said, self.turns = "", self.turns + 1
         self.screen.begin(inside)
         stopped, reason = False, ""
@@ -109,9 +109,7 @@ class Chat:
     def _prompt(self, asked: list[Message]) -> Encoded | None:
         """The conversation as the model reads it: without earlier thoughts, and without turns that no longer fit."""
         turns = [
-            Message(role=one["role"], content=split_think(one["content"])[1] or one["content"])
-            if one["role"] == "assistant"
-            else one
+            Message(role=one["role"], content=_spoken(one["content"])) if one["role"] == "assistant" else one
             for one in asked
         ]
         head = [Message(role="system", content=self.system)] if self.system else []
@@ -191,6 +189,11 @@ class Chat:
         )
         path = save_row(row, Path(rest).expanduser() if rest else None)
         self.screen.say(f"Saved {len(self.messages) // 2} turns to {path}")
+
+
+def _spoken(reply: str) -> str:
+    """A reply without its thinking, also where that was cut."""
+    return split_think(reply)[1].partition(OPEN)[0].strip() or "..."
 
 
 def change_params(params: SamplingParams, settings: Sequence[str]) -> SamplingParams:

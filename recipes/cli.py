@@ -52,6 +52,8 @@ def _load(cls: type[T], argv: Sequence[str], description: str | None, table: str
         raise SystemExit(0)
     values: dict[str, Any] = {}
     flags = list(_flags(argv))
+    if sum(name == "config" for name, _ in flags) > 1:
+        raise ValueError("--config is given twice, but a preset is one file; give the values that differ as flags")
     for name, value in flags:
         if name == "config":
             file = read_toml(value)

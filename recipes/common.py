@@ -16,6 +16,7 @@ from psychecore.data.stream import share
 from psychecore.durable import replace_file
 from psychecore.evaluate.choice import ChoiceReport, score_choice
 from psychecore.model import compiler
+from psychecore.model.config import ModelConfig
 from psychecore.model.decoder import Decoder
 from psychecore.model.pretrained import load_model
 from psychecore.model.products import fast_dtype
@@ -127,6 +128,8 @@ def load_policy(options: ModelOptions, sharding: ShardingConfig, runtime: Runtim
         if options.compile and runtime.device.type != "cpu":
             raise ValueError("model.compile is for runs on CPU; on a GPU there are kernels: --model.compile false")
         compiler.use(options.compile)
+        if sharding.cpu_offload and runtime.world_size == 1:
+            raise ValueError("sharding.cpu_offload is FSDP2's, and there is one rank: leave it false")
     dtype = compute_dtype(options, runtime)
     if runtime.world_size == 1:
         policy = load_model(options.path, dtype, runtime.device)
@@ -195,17 +198,36 @@ def evaluate_sets(
     reports = {}
     for name, questions in sets.items():
         mine = share(questions, runtime.rank, runtime.world_size)
-        prompts = [tokenizer.render_chat(question_messages(q), add_generation_prompt=True).ids for q in mine]
+        prompts = [_prompt(tokenizer, question) for question in mine]
         longest = max(map(len, prompts), default=1) + options.max_new_tokens
-        sampler = Sampler(policy, tokenizer, max_slots, longest, memory_gib, cuda_graphs)
-        with gathered(policy):
-            bar = f"evaluate {name}" if runtime.first else None
+        bar = f"evaluate {name}" if runtime.first else None
+        with gathered(policy), runtime.together(f"evaluating {name}"):
+            sampler = Sampler(policy, tokenizer, max_slots, longest, memory_gib, cuda_graphs)
             groups = sampler.generate(prompts, params, progress=bar)
         parts = gather_json([group.rollouts[0].text for group in groups], runtime.device)
         texts = [parts[i % runtime.world_size][i // runtime.world_size] for i in range(len(questions))]
         reports[name] = score_choice(questions, texts)
         runtime.say(f"  {name:<18} {reports[name]}")
     return reports
+
+
+def require_room(
+    sets: dict[str, list[Question]], tokenizer: Tokenizer, model: Path, options: EvaluationOptions
+) -> None:
+    """Raises ValueError for a held-out question that with its answer is longer than the model's positions."""
+    positions = ModelConfig.from_folder(model).context_length
+    for name, questions in sets.items():
+        for question in questions:
+            if (tokens := len(_prompt(tokenizer, question))) + options.max_new_tokens > positions:
+                raise ValueError(
+                    f"evaluation.files: question {question.id!r} of {name} has a prompt of {tokens} tokens; with "
+                    f"evaluation.max_new_tokens {options.max_new_tokens} it exceeds the model's {positions} positions: "
+                    "lower that, or leave the question out"
+                )
+
+
+def _prompt(tokenizer: Tokenizer, question: Question) -> list[int]:
+    return tokenizer.render_chat(question_messages(question), add_generation_prompt=True).ids
 
 
 def record_evaluation(folder: Path, label: str, step: int, reports: dict[str, ChoiceReport], runtime: Runtime) -> None:

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from cli import dump_config, load_config, main_guard
-from curate_models import Models
+from curate_checks import check
+from curate_models import Models, what
 from curate_options import STAGES, CurateRecipe
-from curate_provenance import PROMPTED, benchmark_files, provenance, text_files
-from curate_rows import DistinctOptions, OnlyNew, Passages, counted, first, write_rows
+from curate_provenance import PROMPTED, benchmark_files, provenance, roles, text_files
+from curate_rows import DistinctOptions, OnlyNew, Passages, counted, first, remove_passes, write_rows
 
 from psychecore.curate.assemble import MANIFEST_FILE, OUTPUTS, Sources, assemble
 from psychecore.curate.cache import Cache
@@ -32,8 +33,8 @@ from psychecore.curate.clean import Clean
 from psychecore.curate.decontaminate import Benchmarks
 from psychecore.curate.dedupe import dedupe
 from psychecore.curate.dialogue import Dialogue
-from psychecore.curate.divide import GRPO_FILE, MATRIX_FILE, REPORT_FILE, SFT_FILE, divide
-from psychecore.curate.divide import REJECTS_FILE as DIVIDE_REJECTS
+from psychecore.curate.divide import GRPO_FILE, SFT_FILE, divide
+from psychecore.curate.divide import OUTPUTS as DIVIDED
 from psychecore.curate.holdout import draw_held_out, set_aside
 from psychecore.curate.progress import Progress
 from psychecore.curate.prompts import Prompts, load_prompts
@@ -53,6 +54,7 @@ from psychecore.durable import replace_file
 
 def main(config: CurateRecipe) -> None:
     """Run all stages, or the one that is named."""
+    check(config)
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
     cache = Cache(folder / "cache.jsonl")  # first: it locks the folder, and a run that is in it keeps its config.toml
@@ -104,7 +106,8 @@ class Curation:
 
         files = [*filter(None, (*options.posts, options.questions)), *text_files(options.texts)]
         outputs = ["passages.jsonl", "posts.jsonl", "given.jsonl"]
-        self._whole("sources", files, outputs, [asdict(config.passages), limits], write)
+        settings = [asdict(config.passages), limits, roles(options)]
+        self._whole("sources", files, outputs, settings, write)
 
     def _clean(self) -> None:
         for name, source in (("clean", "passages"), ("clean_posts", "posts"), ("clean_given", "given")):
@@ -118,7 +121,7 @@ class Curation:
 
     def _questions(self) -> None:
         config, author, prompts = self.config.questions, self.models.author(), self._prompts("questions")
-        settings = [asdict(config), author.identity, prompts.sha256]
+        settings = [asdict(config), what(author), prompts.sha256]
         self._rows(Questions(config, author, prompts), "dedupe_texts", settings)
 
     def _dedupe(self) -> None:
@@ -153,7 +156,7 @@ class Curation:
 
     def _quality(self) -> None:
         config, judges, prompts = self.config, self.models.judges(), self._prompts("quality")
-        settings = [asdict(config.quality), [judge.identity for judge in judges], prompts.sha256]
+        settings = [asdict(config.quality), [what(judge) for judge in judges], prompts.sha256]
         settings.append(config.sources.trust_questions)
         with Passages(self._needed("clean")) as passages:
             stage: Stage = Quality(config.quality, judges, prompts, passages)
@@ -195,14 +198,14 @@ class Curation:
 
     def _rationale(self) -> None:
         config, author, prompts = self.config.rationale, self.models.author(), self._prompts("rationale")
-        settings = [asdict(config), author.identity, prompts.sha256]
+        settings = [asdict(config), what(author), prompts.sha256]
         self._rows(Rationale(config, author, prompts), "rest", settings, self._is_question)
 
     def _dialogue(self) -> None:
         config, prompts = self.config.dialogue, self._prompts("dialogue")
         asked = [self.config.models.author, *(self.models.options.judges[:1] if self._judges_dialogues else ())]
         author, *judges = self.models.get(asked, "author")
-        settings = [asdict(config), author.identity, [judge.identity for judge in judges], prompts.sha256]
+        settings = [asdict(config), what(author), [what(judge) for judge in judges], prompts.sha256]
         self._rows(Dialogue(config, author, prompts, *judges), "dedupe_posts", settings)
 
     def _select(self) -> None:
@@ -212,13 +215,13 @@ class Curation:
         for number, spec in enumerate(specs or ("",), start=1):  # one after the other: they may not fit together
             (selector,) = self.models.get([spec], "selectors")
             name = "select" if number == len(specs) else f"select_{number}"
-            settings = [asdict(config.select), selector.name, selector.identity, sorted(held)]
+            settings = [asdict(config.select), selector.name, what(selector), sorted(held)]
             self._rows(SelectStage([selector], config.select, held, name), source, settings)
             source = name
-        outputs = [SFT_FILE, GRPO_FILE, DIVIDE_REJECTS, MATRIX_FILE, REPORT_FILE]
+        remove_passes(self.folder, len(specs))
         answered, options = self._needed("select"), (config.divide, config.split_by_source)
         settings = [asdict(config.divide), config.split_by_source]
-        self._whole("divide", [answered], outputs, settings, lambda: divide(answered, self.folder, *options))
+        self._whole("divide", [answered], DIVIDED, settings, lambda: divide(answered, self.folder, *options))
 
     def _assemble(self) -> None:
         sources = Sources(

@@ -80,6 +80,11 @@ class Models:
         }
 
 
+def what(model: CachedGenerator) -> list[Any]:
+    """All of a model that a stage's result depends on: a request that is longer than max_length has an empty reply."""
+    return [model.identity, model.max_length]
+
+
 def check_keys(keys: Sequence[str], specs: Sequence[str]) -> None:
     """Raises ValueError for a key that is not HOST=VARIABLE, or whose host no model is asked at."""
     hosts = {urlsplit(split_spec(spec)[1]).netloc for spec in specs}

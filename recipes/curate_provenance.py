@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from curate_models import Models
-from curate_options import CurateRecipe
+from curate_options import CurateRecipe, SourceOptions
 
 from psychecore.curate.assemble import Provenance
 from psychecore.curate.prompts import Prompts
@@ -53,6 +53,16 @@ def text_files(path: Path | None) -> list[Path]:
     if path is None or not path.is_dir():
         return [path] if path else []
     return sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+
+
+def roles(options: SourceOptions) -> dict[str, list[str]]:
+    """The names of the sources by what they are read as; those of texts below their folder become names of passages."""
+    base = options.texts if options.texts and options.texts.is_dir() else None
+    return {
+        "texts": [str(path.relative_to(base)) if base else path.name for path in text_files(options.texts)],
+        "posts": [path.name for path in options.posts],
+        "questions": [options.questions.name] if options.questions else [],
+    }
 
 
 def benchmark_files(path: Path) -> list[Path]:

@@ -76,6 +76,14 @@ def first(rows: Iterator[dict[str, Any]], limit: int) -> Iterator[dict[str, Any]
         yield row
 
 
+def remove_passes(folder: Path, selectors: int) -> None:
+    """Remove what selectors beyond these left in an earlier run; the last one's pass is select, and has no number."""
+    for path in folder.glob("select_*.*"):
+        number = path.name.partition(".")[0].removeprefix("select_")
+        if number.isdigit() and int(number) >= selectors:
+            path.unlink()
+
+
 def counted(outcomes: Sequence[Outcome]) -> StageCounts:
     """How many rows there were, stayed, and went for which reason."""
     reasons = Counter(rejection.reason for outcome in outcomes for rejection in outcome.rejected)

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,22 +21,28 @@ from common import (
     evaluate_sets,
     evaluated_on_first,
     evaluation_due,
-    load_frozen,
     load_policy,
     quarters,
     record_evaluation,
     require,
+    require_room,
     steps_of,
 )
 from grpo_options import GrpoRecipe
+from grpo_reference import (
+    last_refresh,
+    load_reference,
+    on_device,
+    prune_references,
+    reference_folder,
+    reference_hashes,
+)
 from planning import warn_if_too_large
 from run_folder import check_hashes, end_step, hash_inputs, open_run_folder, resume, settle_dtype
 
 from psychecore.data.prompts import question_messages
 from psychecore.data.records import Question, read_questions
 from psychecore.data.stream import Stream, share
-from psychecore.durable import remove_folder
-from psychecore.model.decoder import Decoder
 from psychecore.model.pretrained import local_folder, save_model
 from psychecore.report.page import write_report
 from psychecore.reward.score import score_group
@@ -51,7 +55,7 @@ from psychecore.train.advantage import group_advantages, informative_groups
 from psychecore.train.grpo import grpo_update
 from psychecore.train.metrics import RunLog, Stopwatch, matmul_peak, peak_memory_gib, step_line, training_flops
 from psychecore.train.optimizer import Optimizer
-from psychecore.train.run_state import Checkpoints, list_checkpoints
+from psychecore.train.run_state import Checkpoints
 from psychecore.train.sharding import gathered
 
 LINE = {
@@ -77,6 +81,7 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         model_folders = [model_folder] + ([local_folder(config.reference.path)] if config.reference.path else [])
         tokenizer = load_tokenizer(model_folder)
         prompts = encode(questions, tokenizer, config.data.max_prompt_tokens)
+        require_room(heldout, tokenizer, model_folder, config.evaluation)
     config = settle_dtype(config, runtime)
     folder, train, config_text = config.run.folder, config.train, dump_config(config)
     open_run_folder(folder, config_text, runtime)
@@ -185,6 +190,7 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         if reference is not None and config.reference.refresh_every and step % config.reference.refresh_every == 0:
             with runtime.phase("reference"):
                 save_model(policy, tokenizer, reference_folder(config, step), dtype=policy.compute_dtype)
+                reference = None  # two may not fit
                 reference = load_reference(config, step, policy.compute_dtype, runtime)
             state["reference"] = reference_hashes(config, step, runtime)
         if end_step(config.run, state, total_steps, checkpoints, optimizer, runtime):
@@ -195,9 +201,9 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
     if runtime.first:  # the rank that writes the log
         early, late = quarters([row["reward"] for row in log.read("metrics.jsonl")])
         runtime.say(f"mean reward: first quarter of the steps {early:.3f}, last quarter {late:.3f}")
-    evaluate("after", total_steps)
-    with runtime.phase("export"):
+    with runtime.phase("export"):  # before the evaluation, which may fail
         save_model(policy, tokenizer, folder / "export", dtype=torch.bfloat16)
+    evaluate("after", total_steps)
     if runtime.first:
         write_report([folder], folder / "report.html")
     runtime.say(f"exported to {folder / 'export'}")
@@ -215,57 +221,6 @@ def encode(questions: list[Question], tokenizer: Tokenizer, max_tokens: int) -> 
             )
         prompts.append(ids)
     return prompts
-
-
-def load_reference(config: GrpoRecipe, step: int, dtype: torch.dtype, runtime: Runtime) -> Decoder | None:
-    """The reference after `step` steps: its folder, or the last refresh; none where the KL term is off."""
-    if config.train.loss.kl_coefficient == 0:
-        return None
-    every = config.reference.refresh_every
-    path = config.reference.path or config.model.path
-    if every and step >= every:
-        path = str(reference_folder(config, last_refresh(config, step)))
-    return load_frozen(path, dtype, config.sharding, runtime, on_cpu=config.reference.device == "cpu")
-
-
-def last_refresh(config: GrpoRecipe, step: int) -> int:
-    """The step whose policy is the reference after `step` steps."""
-    return step - step % config.reference.refresh_every
-
-
-def reference_folder(config: GrpoRecipe, step: int) -> Path:
-    """Where a refreshed reference is kept, so that a run can continue with it."""
-    return config.run.folder / "reference" / f"step_{step:06}"
-
-
-def reference_hashes(config: GrpoRecipe, step: int, runtime: Runtime) -> dict[str, str]:
-    """SHA-256 of a refreshed reference's files, by their paths in the run folder, which may be moved."""
-    hashes = hash_inputs([reference_folder(config, step)], [], runtime)
-    return {str(Path(path).relative_to(config.run.folder)): sha256 for path, sha256 in hashes.items()}
-
-
-def prune_references(config: GrpoRecipe, runtime: Runtime) -> None:
-    """Remove the references that no checkpoint needs any more."""
-    checkpoints, folder = list_checkpoints(config.run.folder / "checkpoints"), config.run.folder / "reference"
-    if runtime.first and checkpoints and config.reference.refresh_every and folder.is_dir():
-        steps = {last_refresh(config, int(path.name[5:])) for path in checkpoints}
-        newest = reference_folder(config, max(steps)).name  # a checkpoint may be on its way
-        for old in sorted(folder.glob("step_*")):
-            if old.name < newest and old not in {reference_folder(config, step) for step in steps}:
-                remove_folder(old)
-
-
-@contextmanager
-def on_device(reference: Decoder | None, device: torch.device) -> Iterator[None]:
-    """A parked reference visits the device for the update only; under FSDP2 its offload policy does the same."""
-    parked = reference is not None and reference.device != device and reference.device.type == "cpu"
-    if parked:
-        reference.to(device)
-    try:
-        yield
-    finally:
-        if parked:
-            reference.to("cpu")
 
 
 def summarise(groups: list[Group], runtime: Runtime) -> dict[str, float]:

@@ -71,5 +71,15 @@ class GrpoRecipe:
     def __post_init__(self) -> None:
         if self.sampling.params.temperature == 0:
             raise ValueError("sampling.params.temperature is 0: greedy samples of a group are all the same")
+        params, reference = self.sampling.params, self.reference
+        if params.seed:
+            raise ValueError(f"sampling.params.seed is {params.seed}, but run.seed decides what is sampled: set that")
+        if self.train.old_is_the_samplers and (params.top_p < 1 or params.top_k or params.min_p):
+            raise ValueError(
+                'train.old_logprobs is "sampler", whose log-probs are of what top_p, top_k and min_p leave, and the '
+                'policy\'s are not: leave those off, or take "recompute"'
+            )
+        if self.train.loss.kl_coefficient == 0 and reference != ReferenceOptions():
+            raise ValueError("train.loss.kl_coefficient is 0, so there is no reference: leave out [reference]")
         if self.reference.refresh_every < 0:
             raise ValueError(f"reference.refresh_every is {self.reference.refresh_every}, but must be at least 0")

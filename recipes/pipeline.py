@@ -183,7 +183,8 @@ def table(sft_folder: Path, grpo_folder: Path) -> str:
     """Accuracy with 95 % interval and format rate on each held-out set, for base, SFT and GRPO."""
     sft = json.loads((sft_folder / "evaluation.json").read_text(encoding="utf-8"))
     grpo = json.loads((grpo_folder / "evaluation.json").read_text(encoding="utf-8"))
-    stages = {"base": sft["before"], "SFT": sft["after"], "SFT + GRPO": grpo["after"]}
+    stages = {"base": sft["before"]} if "before" in sft else {}  # not where sft.run.evaluate_first is false
+    stages |= {"SFT": sft["after"], "SFT + GRPO": grpo["after"]}
     lines = ["", f"{'':<12}{'held-out set':<20}{'accuracy':>9}  {'95 % interval':<16}{'format':>7}{'unparsable':>12}"]
     for stage, row in stages.items():
         for name, report in row["sets"].items():
@@ -192,7 +193,7 @@ def table(sft_folder: Path, grpo_folder: Path) -> str:
                 f"{stage:<12}{name:<20}{report['accuracy']:>9.1%}  {interval:<16}"
                 f"{report['format_rate']:>7.0%}{report['unparsable']:>12.0%}"
             )
-    for name, report in sft["before"]["sets"].items():
+    for name, report in sft["after"]["sets"].items():
         lines.append(f"best constant answer on {name}: {report['constant']:.1%} of {report['n']} questions")
     return "\n".join(lines) + "\n"
 

@@ -28,6 +28,7 @@ from common import (
     option,
     record_evaluation,
     require,
+    require_room,
     steps_of,
 )
 from planning import warn_if_too_large
@@ -83,6 +84,7 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
         model_folder = local_folder(config.model.path)
         tokenizer = load_tokenizer(model_folder)
         conversations = encode(rows, tokenizer, config.train.max_length, runtime)
+        require_room(heldout, tokenizer, model_folder, config.evaluation)
     config = settle_dtype(config, runtime)
     folder, config_text = config.run.folder, dump_config(config)
     open_run_folder(folder, config_text, runtime)
@@ -147,9 +149,9 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
             return
         if evaluation_due(config.run, step, total_steps):
             evaluate(f"step {step}", step)
-    evaluate("after", total_steps)
-    with runtime.phase("export"):
+    with runtime.phase("export"):  # before the evaluation, which may fail
         save_model(policy, tokenizer, folder / "export", dtype=torch.bfloat16)
+    evaluate("after", total_steps)
     if runtime.first:
         write_report([folder], folder / "report.html")
     runtime.say(f"exported to {folder / 'export'}")

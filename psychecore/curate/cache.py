@@ -111,6 +111,7 @@ class CachedGenerator:
     def __init__(self, generator: Generator, cache: Cache):
         self.generator, self.cache, self.name = generator, cache, generator.name
         self.identity: str = getattr(generator, "identity", generator.name)
+        self.max_length: int | None = getattr(generator, "max_length", None)  # of prompt and reply, of a local model
         self.asked = self.found = 0
         self._told = False
 
@@ -135,6 +136,9 @@ class CachedGenerator:
         replies = [refused.get(key) or self.cache.get(key) for key in keys]
         if unanswered := [number for number, reply in enumerate(replies) if reply is None]:
             raise RuntimeError(f"generator {self.name!r} left {len(unanswered)} of {len(requests)} requests unanswered")
+        if refused:
+            room = f" within max_length {self.max_length}" if self.max_length else ""
+            tqdm.write(f"{self.name}: no room{room} for {len(refused)} of {len(asked)} requests", file=sys.stderr)
         return [reply for reply in replies if reply is not None]
 
     def _tell(self, known: int, total: int) -> None:

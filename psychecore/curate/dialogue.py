@@ -18,7 +18,7 @@ from psychecore.curate.additions import added_claims
 from psychecore.curate.advice import lost_advice
 from psychecore.curate.empathy import added_understanding
 from psychecore.curate.generator import Generator, Request
-from psychecore.curate.privacy import private_data, without_private_data
+from psychecore.curate.privacy import names_in, private_data, without_private_data
 from psychecore.curate.prompts import Prompts
 from psychecore.curate.risk import find_risk
 from psychecore.curate.risk_reply import plays_down, reply_fault
@@ -80,6 +80,7 @@ class _Case:
     reply: str
     language: str
     risk: str | None
+    names: frozenset[str] = frozenset()  # that stood in either
     rewrite: str = ""
     fault: Fault | None = None
 
@@ -100,7 +101,7 @@ class _Case:
             "topic": self.row.get("topic", ""),
         }
         if self.row.get("cluster"):
-            dialogue["cluster"] = self.row["cluster"]
+            dialogue["post_cluster"] = self.row["cluster"]  # questions' clusters are named after other ids
         return Outcome([dialogue], [])
 
 
@@ -120,7 +121,9 @@ class Dialogue:
         for attempt in range(self.config.attempts):
             self._rewrite(waiting, attempt)
             for case in waiting:
-                case.fault = rewrite_fault(case.post, case.reply, case.rewrite, case.risk, case.language, self.config)
+                case.fault = rewrite_fault(
+                    case.post, case.reply, case.rewrite, case.risk, case.language, self.config, case.names
+                )
             self._judge([case for case in waiting if not case.fault], attempt)
             waiting = [case for case in waiting if case.fault]
         return [case.outcome() for case in cases]
@@ -159,8 +162,9 @@ def _case(row: dict[str, Any]) -> _Case:
         raise ValueError(f"post {row['id']!r}: language is {language!r}, but must be one of {', '.join(LANGUAGES)}")
     found = find_risk(row["post"])
     risk = found.kind if found else None
-    post = without_private_data(row["post"], language).strip()
-    case = _Case(row, post, without_private_data(row["reply"], language).strip(), language, risk)
+    names = names_in(row["post"]) | names_in(row["reply"])  # a reply may name who wrote the post
+    post, reply = (without_private_data(row[key], language, names).strip() for key in ("post", "reply"))
+    case = _Case(row, post, reply, language, risk, names)
     if risk and (phrase := plays_down(case.reply)):  # its advice would have to be kept
         case.fault = Fault(
             "source_plays_down", f"the counsellor's own reply says {phrase!r} to a post that shows {risk}"
@@ -203,9 +207,18 @@ _META = re.compile(
 
 
 def rewrite_fault(
-    post: str, source: str, rewrite: str, risk: str | None, language: str, config: DialogueConfig
+    post: str,
+    source: str,
+    rewrite: str,
+    risk: str | None,
+    language: str,
+    config: DialogueConfig,
+    names: frozenset[str] = frozenset(),
 ) -> Fault | None:
-    """What is wrong with `rewrite` of the reply `source` to `post`, the first of all rules that finds something."""
+    """What is wrong with `rewrite` of the reply `source` to `post`, the first of all rules that finds something.
+
+    `names` were taken out of post and reply, and must not come back.
+    """
     if not rewrite:
         return Fault("no_rewrite", "the model gave no text, or was still thinking when its tokens ran out")
     if language_of(rewrite) != language:
@@ -216,7 +229,7 @@ def rewrite_fault(
         return Fault("not_a_reply", f"it speaks of itself: {meta[0]!r}")
     if gap := _GAP.search(rewrite):
         return Fault("placeholder", f"it holds {gap[0]!r}")
-    if private := private_data(rewrite):
+    if private := private_data(rewrite, names):
         return Fault(f"{private[0].kind}_left", f"it holds {private[0].text!r}")
     return (
         _length_fault(source, rewrite, config)

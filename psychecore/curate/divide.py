@@ -73,15 +73,16 @@ def divide(source: Path, folder: Path, config: DivideConfig, by_source: bool = F
     """Divide the rows of SelectStage into five files in `folder`; kept counts both sets together.
 
     questions_sft.jsonl and questions_grpo.jsonl hold the rows as they came; divide.rejects.jsonl holds the others with
-    "reason" ("straddles", "subsampled") and "detail"; matrix.jsonl one line a question: who answered and got what, and
-    where it went; selection.json counts, the letters that are right in either set (where selectors like one, few
-    such questions are hard, and GRPO learns to avoid it), difficulty by area, agreement. Raises ValueError where the
-    answers are not of the same selectors on every row, can never meet the threshold, or leave a set below its minimum.
+    "reason" ("straddles", "subsampled"; "not_answered": nobody got it, and somebody could not be asked) and "detail";
+    matrix.jsonl one line a question: who answered and got what, and where it went; selection.json counts, the letters
+    that are right in either set (where selectors like one, few such questions are hard, and GRPO learns to avoid it),
+    difficulty by area, agreement. Raises ValueError where the answers are not of the same selectors on every row, can
+    never meet the threshold, or leave a set below its minimum.
     """
-    votes, tally = _read_votes(source, config, by_source)
+    votes, unanswered, tally = _read_votes(source, config, by_source)
     sides = _sides(votes, config)
     moved = _fill_up(votes, sides, config)
-    fates = _fates(votes, sides, moved, config)
+    fates = _fates(votes, sides, moved, config) | unanswered
     _drop_surplus(votes, fates, config)
     report = _report(votes, sides, moved, fates, config) | tally.report()
     for side, name in (("sft", SFT_FILE), ("grpo", GRPO_FILE)):
@@ -97,7 +98,7 @@ def divide(source: Path, folder: Path, config: DivideConfig, by_source: bool = F
     replace_file(folder / MATRIX_FILE, _lines(_matrix_row(row, fate) for row, fate in _with_fates(source, fates)))
     replace_file(folder / REPORT_FILE, [json.dumps(report, ensure_ascii=False, indent=2) + "\n"])
     dropped = Counter(fate.reason for fate in fates.values() if fate.side is None)
-    return StageCounts(len(votes), len(votes) - dropped.total(), dict(sorted(dropped.items())))
+    return StageCounts(len(fates), len(fates) - dropped.total(), dict(sorted(dropped.items())))
 
 
 class _Vote(NamedTuple):
@@ -116,8 +117,10 @@ class _Fate(NamedTuple):
     detail: str = ""
 
 
-def _read_votes(source: Path, config: DivideConfig, by_source: bool) -> tuple[list[_Vote], Tally]:
+def _read_votes(source: Path, config: DivideConfig, by_source: bool) -> tuple[list[_Vote], dict[str, _Fate], Tally]:
+    """The votes of the questions, and the fates of those that nobody got and not everybody was asked."""
     families, tally, votes, seen = Families(by_source=by_source), None, [], set()
+    unanswered: dict[str, _Fate] = {}
     for number, row in read_jsonl(source):
         place = f"{source} line {number}"
         answers = _answers(row, place)
@@ -131,14 +134,21 @@ def _read_votes(source: Path, config: DivideConfig, by_source: bool) -> tuple[li
             raise ValueError(f"{place}: id {row['id']!r} stands twice")
         seen.add(row["id"])
         families.add(row)
-        tally.add(row.get("area") or "", answers)
         right = {name: sum(answer["right"] for answer in given) for name, given in answers.items()}
         got = sum(count >= config.samples_needed for count in right.values())
         kind = "sft" if got >= config.selectors_needed else "grpo"
+        refusing = sorted(name for name, given in answers.items() if any(answer.get("refused") for answer in given))
+        if kind == "grpo" and refusing:
+            detail = f"no room for it in {', '.join(refusing)}: raise models.max_length, or the server's"
+            unanswered[row["id"]] = _Fate(None, kind, "not_answered", detail)
+            continue
+        tally.add(row.get("area") or "", answers)
         votes.append(_Vote(row["id"], "", kind, got, sum(right.values()), str(row["answer"])))
     if tally is None:
         raise ValueError(f"{source}: no rows")
-    return [vote._replace(family=families.of(vote.id)) for vote in votes], tally
+    if not votes:
+        raise ValueError(f"{source}: no question was answered, since none had room: raise models.max_length")
+    return [vote._replace(family=families.of(vote.id)) for vote in votes], unanswered, tally
 
 
 def _answers(row: dict[str, Any], place: str) -> dict[str, list[dict[str, Any]]]:
@@ -265,7 +275,7 @@ def _report(
     sizes = Counter(vote.family for vote in votes)
     side_counts = Counter(fate.side for fate in fates.values())
     return {
-        "questions": len(votes),
+        "questions": len(fates),
         "easy": sum(vote.kind == "sft" for vote in votes),
         "hard": sum(vote.kind == "grpo" for vote in votes),
         "sets": {"sft": side_counts["sft"], "grpo": side_counts["grpo"], "dropped": side_counts[None]},
@@ -276,7 +286,7 @@ def _report(
         "reasons": dict(sorted(Counter(fate.reason for fate in fates.values() if fate.reason).items())),
         "families": {
             "count": len(sides),
-            "largest": max(sizes.values()),
+            "largest": max(sizes.values(), default=0),
             "mixed": sum(len(kind) > 1 for kind in kinds.values()),
             "moved": len(moved),
         },

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-LINKS = ("passage_id", "passage_cluster", "post_id", "cluster")
+LINKS = ("passage_id", "passage_cluster", "post_id", "post_cluster", "cluster")
 
 
 class Families:

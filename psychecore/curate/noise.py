@@ -45,7 +45,7 @@ DOMAIN_END = r"(?:com|cn|net|org|edu|gov|io|cc|top|xyz|vip|info|shop|club|app|si
 LINK = re.compile(
     r"(?:(?:网址|链接|官网|地址|link|url|website)\s{0,3}[:：]\s{0,3})?"
     rf"(?:(?<![A-Za-z0-9])(?:https?|ftp)://{URL_CHARACTER}+|(?<![A-Za-z0-9@.\-])www\.{URL_CHARACTER}+|"
-    rf"(?<![A-Za-z0-9@.\-])(?:[A-Za-z0-9\-]{{1,63}}\.){{1,4}}{DOMAIN_END}(?![A-Za-z0-9\-@])(?:/{URL_CHARACTER}*)?)",
+    rf"(?<![A-Za-z0-9@.\-])(?:[A-Za-z0-9\-]{{1,63}}\.){{1,4}}(?-i:{DOMAIN_END}|{DOMAIN_END.upper()})(?![A-Za-z0-9\-@])(?:/{URL_CHARACTER}*)?)",
     re.I,
 )
 LINK_TAIL = re.compile(r"[.,;:!?'\])]+\Z")
@@ -71,7 +71,7 @@ IDENTITY = re.compile(
 MESSENGER = re.compile(
     r"(?:请?(?:添加|加|联系)我?(?:的)?|add (?:me on|my) )?"
     r"(?:微信|薇信|威信|(?<![A-Za-z])(?:we-?chat|weixin|whats-?app|telegram|vx|wx|qq)(?![A-Za-z])|扣扣|企鹅)(?:公众)?"
-    r"(?:(?:号码|号|群|\s?id)?\s{0,3}(?:[:：]|是|is\s)\s{0,3}\+?[A-Za-z0-9][-_A-Za-z0-9]{4,19}|"
+    r"(?:(?:号码|号|群|\s?id)?\s{0,3}(?:[:：]|是|is\s{1,3}(?=[-A-Za-z]{0,12}[0-9_]))\s{0,3}\+?[A-Za-z0-9][-_A-Za-z0-9]{4,19}|"
     r"(?:号码|号|群|\s?id)?\s{0,3}(?=[-_A-Za-z]{0,12}[0-9_])[A-Za-z0-9][-_A-Za-z0-9]{4,19})(?![-_A-Za-z0-9])",
     re.I,
 )
@@ -193,6 +193,8 @@ def without_emoji(text: str) -> str:
 
 def _is_kaomoji(match: re.Match[str]) -> bool:
     inside = match[1]
+    if not inside.strip("_ "):
+        return False  # a blank to be filled in
     if PLAIN.search(inside) or (any(sign in inside for sign in "°℃") and len(inside) < 3):
         return False
     signs = sum(1 for character in inside if character in KAOMOJI_SIGNS)

@@ -8,6 +8,7 @@ with a title or with 小. A rarer name that only stands in a sentence is not see
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from psychecore.curate.wording import patterns
@@ -68,22 +69,30 @@ _SURNAMES = (
 _NO_NAME = (
     "There|Everyone|All|Friend|You|Reader|And|But|I|God|Dr|In|On|At|As|The|My|If|When|Is|It|So|Not|Just|Very|Here"
 )
+_CAPITAL, _SMALL = "[A-Z\u00c0-\u00d6\u00d8-\u00de\u0100-\u017f]", "[a-z\u00df-\u00f6\u00f8-\u017f]"
+_PART = (  # Tim, Łukasz, Müller, O'Brien, McDonald, Smith-Jones; never half a word
+    f"(?:[OD]['’]|Ma?c)?{_CAPITAL}{_SMALL}+(?:-{_CAPITAL}{_SMALL}+)*(?![^\\W\\d_\u4e00-\u9fff])"
+)
 _NAME = patterns(
     r"""
-    (?:[Mm]y name is|[Ii]'m called|[Ii] am called|(?:call|Call) me|named) (?P<a>[A-Z][a-z]+(?: [A-Z][a-z]+)?)
-    \b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Professor|Doctor)\.? (?P<b>[A-Z][a-z]+)
-    (?:\A|\n)\s*(?:Hi|Hello|Dear|Hey),? (?P<c>(?!(?:<NONAME>)\b)[A-Z][a-z]+)
-    \b(?:[Mm]y|[Hh]is|[Hh]er|[Oo]ur|[Yy]our)(?: [a-z]+)? (?:<RELATION>),? (?P<d>(?!(?:<NONAME>)\b)[A-Z][a-z]+)\b
+    (?:[Mm]y name is|[Ii]'m called|[Ii] am called|(?:call|Call) me|named) (?P<a><FULL>)
+    [Mm]y name is (?P<l>(?i:<GIVEN>))\b
+    \b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Professor|Doctor)\.? (?P<b><PART>)
+    (?:\A|\n)\s*(?:Hi|Hello|Dear|Hey),? (?P<c>(?!(?:<NONAME>)\b)<PART>)
+    \b(?:[Mm]y|[Hh]is|[Hh]er|[Oo]ur|[Yy]our)(?: [a-z]+)? (?:<RELATION>),? (?P<d>(?!(?:<NONAME>)\b)<PART>)
     (?:\n|[.!] )(?:[-–—~] ?|(?:Best|Regards|Best wishes|Kind regards|Sincerely|Yours|Warmly|Take care|Love),?\s+)\
     (?P<e>[A-Z][a-z]+(?: [A-Z][a-z.]+)?)\s*\Z
     (?P<f>[A-Z][a-z]+(?: [A-Z][a-z.]+)?), ?(?:LMFT|LCSW|LPC|LMHC|PsyD|Psy\.D|Ph\.?D|M\.?A\b|M\.?S\b)
     \b(?P<g>(?:<GIVEN>))\b
+    我(?:的名字)?叫(?P<m>(?:<COMPOUND>|<SURNAMES>)[\u4e00-\u9fff]{1,2}?)(?=[\s\d；;]|今年)
     我(?:的名字)?(?:叫|是)(?P<h>(?:<COMPOUND>|<SURNAMES>)[\u4e00-\u9fff]{1,2})(?=[,，。.!！、]|$)
     (?P<i><SURNAMES>[\u4e00-\u9fff]{0,2}?(?=先生|女士|老师|医生|主任|咨询师|教授|律师|经理|阿姨|叔叔))
     我的?(?:老公|丈夫|老婆|妻子|男友|女友|男朋友|女朋友|儿子|女儿|同学|朋友|同事|室友)(?P<k><PLAIN>[\u4e00-\u9fff]{1,2}?)(?=<BEHIND>)
     (?<![大从很最太])(?P<j>小<SURNAMES>)(?![\u4e00-\u9fff]?[虎考末路孩学时事心气声看]|[方白石江金万高龙向])
     """,
     GIVEN=_GIVEN,
+    PART=_PART,
+    FULL=f"{_PART}(?: {_PART})?",
     RELATION=_RELATION,
     SURNAMES=f"[{_SURNAMES}]",
     COMPOUND="(?:欧阳|司马|上官|诸葛|夏侯|皇甫|尉迟|公孙|慕容|司徒|令狐|东方)",
@@ -102,13 +111,14 @@ _CONTACT = patterns(
     (?:微信|[Vv][Xx]|[Vv]信|[Qq][Qq]|[Ww]e[Cc]hat)号?(?=[A-Za-z_-]{0,15}\d)[A-Za-z0-9_-]{5,20}
     [\u4e00-\u9fff]{2,12}(?:路|街|巷|大道|胡同|小区)\d{1,5}(?:号|弄|栋)(?:\d{1,4}(?:号楼|栋|单元|室|号))*
     (?<![\d.])\+?\(?\d[\d ()/-]{4,}\d(?![\d.]*\d)
+    (?<![\d.])(?=(?:\.?\d){9})\d{2,4}(?:\.\d{2,4}){2,4}(?![\d.]*\d)
     \b\d{1,5} (?:[A-Z][a-z]+ ){1,3}(?:Street|St|Avenue|Ave|Road|Rd|Lane|Drive|Boulevard|Blvd)\b
     """
 )
 
 
-def private_data(text: str) -> list[Private]:
-    """Names and contact data in the text, in order, none overlapping another."""
+def private_data(text: str, known: Iterable[str] = ()) -> list[Private]:
+    """Names and contact data in the text, in order, none overlapping another; `known` names wherever they stand."""
     found = []
     for match in _CONTACT.finditer(text):
         digits = re.sub(r"\D", "", match[0])
@@ -120,8 +130,11 @@ def private_data(text: str) -> list[Private]:
     for match in _NAME.finditer(text):
         group = match.lastgroup or ""
         found.append(Private("name", match[group], match.start(group), match.end(group)))
-    for name in {one.text for one in found if one.kind == "name" and one.text.isascii()}:  # wherever else it stands
-        found.extend(Private("name", name, *match.span()) for match in re.finditer(rf"\b{re.escape(name)}\b", text))
+    for name in {*known, *names_in(text)}:  # wherever else it stands
+        edge = r"\b" if name[0] < "\u4e00" else ""
+        found.extend(
+            Private("name", name, *match.span()) for match in re.finditer(rf"{edge}{re.escape(name)}{edge}", text)
+        )
     ordered: list[Private] = []
     for one in sorted(set(found), key=lambda one: (one.start, -one.end)):
         if not ordered or one.start >= ordered[-1].end:
@@ -129,12 +142,25 @@ def private_data(text: str) -> list[Private]:
     return ordered
 
 
-def without_private_data(text: str, language: str) -> str:
+def names_in(text: str) -> frozenset[str]:
+    """Names that the text gives away and that mean the same person elsewhere, whole and of two words the first.
+
+    In Chinese only after 叫: what looks like a name before a title or after 是 may be a word.
+    """
+    found: set[str] = set()
+    for match in _NAME.finditer(text):
+        name = match[match.lastgroup or 0]
+        if name[0] < "\u4e00" or "叫" in match[0]:
+            found |= {name, name.partition(" ")[0]}
+    return frozenset(found)
+
+
+def without_private_data(text: str, language: str, known: Iterable[str] = ()) -> str:
     """The text with each name and contact datum replaced by a placeholder.
 
     >>> without_private_data("My name is Tim, write to tim@example.org.", "en")
     'My name is [name], write to [contact].'
     """
-    for one in reversed(private_data(text)):
+    for one in reversed(private_data(text, known)):
         text = text[: one.start] + PLACEHOLDERS[language][one.kind] + text[one.end :]
     return text

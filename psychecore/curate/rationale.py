@@ -198,7 +198,7 @@ def read_trial(reply: str, question: Question, min_rationale: int = 1, max_ratio
     if thought is None and "<think>" not in reply:
         before, _, final = reply.strip().rpartition("\n")
         thought, reply = before.strip(), final
-    letters = parse_answer(reply, "".join(question.options)).letters
+    letters = parse_answer(reply, question.options).letters
     rationale = thought or ""
     if letters is None:
         return Trial(rationale, None, "no_answer")

@@ -216,7 +216,7 @@ def _node(stage: StageData) -> Node:
 
 
 def _style(file: str) -> str:
-    name = file.removesuffix(".jsonl").rpartition("_")[2]
+    name = file.removesuffix(".jsonl").replace("held_out", "heldout").rpartition("_")[2]
     return name if name in SETS else "kept"
 
 

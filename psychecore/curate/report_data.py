@@ -38,6 +38,7 @@ ORDER = (
 )
 # Stages whose kept rows stand in other files than NAME.jsonl.
 KEPT_FILES = {
+    "hold_out": ("rest.jsonl", "held_out.jsonl"),
     "divide": ("questions_sft.jsonl", "questions_grpo.jsonl"),
     "assemble": ("sft.jsonl", "grpo.jsonl", "heldout.jsonl"),
 }

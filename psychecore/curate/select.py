@@ -49,7 +49,8 @@ class SelectConfig:
 class SelectStage:
     """Question rows in, the same rows with "answers" out: {selector: [{"text", "letters", "right"}, ...]}.
 
-    `letters` is what was read ("AC"), or null; `right` whether that equals the gold answer. Rows may already carry
+    `letters` is what was read ("AC"), or null; `right` whether that equals the gold answer; "refused" stands beside
+    them, true, where the selector could not be asked, since the question is too long for it. Rows may already carry
     answers of other selectors: where the models don't fit into memory together, run one pass a model, each on the
     output of the pass before, under a `name` of its own. `held_out` ids must not come here; they raise.
     """
@@ -114,8 +115,9 @@ class SelectStage:
         ]
 
     def _answer(self, question: Question, reply: Reply) -> dict[str, Any]:
-        letters = parse_answer(reply.text, "".join(question.options)).letters
+        letters = parse_answer(reply.text, question.options).letters
         text, keep = reply.text.rpartition(CLOSE)[2].strip(), self.config.keep_characters
         if len(text) > keep:  # an answer may be stated at its beginning or at its end
             text = f"{text[: keep - keep // 2]} … {text[len(text) - keep // 2 :]}"
-        return {"text": text, "letters": letters, "right": letters == question.answer}
+        said = {"text": text, "letters": letters, "right": letters == question.answer}
+        return said | {"refused": True} if reply.refused else said

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from psychecore.curate.noise import sentences
 from psychecore.curate.typography import language_of
-from psychecore.curate.wording import sentences
 from psychecore.data.records import Question, read_jsonl
 from psychecore.untrusted import parse_json
 
@@ -120,6 +121,9 @@ def read_given(path: Path, limit: int = 0) -> Iterator[dict[str, Any]]:
             question = Question.from_row(row)
         except ValueError as error:
             raise ValueError(f"{path} line {number}: {error}") from None
+        words = " ".join([question.question, *question.options.values()])
+        if not row.get("language") and language_of(words) == "zh":
+            question = replace(question, language="zh")
         yield {**row, **question.to_row(), "given": True}
 
 
@@ -141,21 +145,20 @@ def _parts(paragraph: str, most: int) -> Iterator[str]:
         if paragraph:
             yield paragraph
         return
-    gap = " " if language_of(paragraph) == "en" else ""
     current = ""
     for sentence in sentences(paragraph):
         while len(sentence) > most:
             cut = sentence.rfind(" ", 1, most) if " " in sentence[1:most] else most
             if current:
-                yield current
-            current, sentence = sentence[:cut].strip(), sentence[cut:].strip()
-        if current and len(current) + len(gap) + len(sentence) > most:
-            yield current
+                yield current.strip()
+            current, sentence = sentence[:cut], sentence[cut:].lstrip()
+        if current and len(current) + len(sentence.rstrip()) > most:
+            yield current.strip()
             current = sentence
         else:
-            current = f"{current}{gap}{sentence}" if current else sentence
-    if current:
-        yield current
+            current += sentence
+    if current.strip():
+        yield current.strip()
 
 
 def _read_text(file: Path) -> str:
@@ -167,9 +170,11 @@ def _read_text(file: Path) -> str:
 
 def _post_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.suffix == ".csv":
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+        reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+        try:
             yield from ((f"line {reader.line_num}", row) for row in reader)
+        except csv.Error as error:
+            raise ValueError(f"{path} after line {reader.line_num}: {error}") from None
     elif path.suffix == ".json":
         try:
             rows = parse_json(_read_text(path))

@@ -115,7 +115,7 @@ def predict(questions: Sequence[Question], texts: Sequence[str]) -> list[Predict
     if len(texts) != len(questions):
         raise ValueError(f"{len(texts)} texts for {len(questions)} questions: each question needs one")
     return [
-        predict_parsed(question, text, parse_answer(text, "".join(question.options)))
+        predict_parsed(question, text, parse_answer(text, question.options))
         for question, text in zip(questions, texts, strict=True)
     ]
 

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from psychecore.durable import replace_folder, require_space
 from psychecore.model.config import ModelConfig
@@ -75,7 +75,9 @@ def load_model(
             model = Decoder(config).to(dtype)
         if shard is not None:
             shard(model)
-        model.to_empty(device=device)
+            model.to_empty(device=device)
+        else:
+            _allocate(model, device)
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, place in places.items():
@@ -166,6 +168,13 @@ def hf_places(config: ModelConfig) -> dict[str, Place]:
     if not config.tied_head:
         places["lm_head.weight"] = Place("head.weight", 0, config.vocab_size)
     return places
+
+
+def _allocate(model: Decoder, device: str | torch.device) -> None:
+    """What to_empty does, on plain tensors without its second: on meta tensors it imports sympy."""
+    for module in model.modules():
+        for name, meta in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(torch.empty(meta.shape, dtype=meta.dtype, device=device)))
 
 
 def _open_tensors(folder: Path, stack: ExitStack) -> dict[str, Any]:

@@ -12,8 +12,11 @@ The rules, from the strongest; the first that finds anything decides:
 Only capitals are read. The article in "A person who ...", the pronoun in "I think", types ("A型", "B-cell") and words
 ("CBT", "ABA") are no letters. Options can be names, so "C. B. F. Skinner" is C, and "B. F. Skinner" alone counts as B.
 A letter that the question does not have makes the answer unparsable. Only letters count: where letter and option text
-contradict each other ("B. <the text of C>"), the answer is the letter. Text without think tags is all answer, so that
-a model which never learnt the format can be measured; thinking that is not closed, or several think tags, give none.
+contradict each other ("B. <the text of C>"), the answer is the letter. Options' texts, where they are given, tell what
+belongs together: a letter with its own text is not called wrong by it ("B. False memory"), and goes on to the next
+letter behind that text ("A. x C. y", "A x、C y", or each in a paragraph of its own). Text without think tags is all
+answer, so that a model which never learnt the format can be measured; thinking that is not closed, or several think
+tags, give none.
 
 The cost is linear in the text: a search for the tags, then regular expressions on an answer of bounded length.
 """
@@ -22,7 +25,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -37,8 +40,8 @@ class Parsed(NamedTuple):
     reason: str = ""
 
 
-def parse_answer(text: str, letters: str) -> Parsed:
-    """The option letters that `text` answers with, out of the question's `letters` ("ABCD").
+def parse_answer(text: str, options: str | Mapping[str, str]) -> Parsed:
+    """The option letters that `text` answers with, out of the question's options: letters ("ABCD"), or texts by letter.
 
     The rules are in the module's docstring. Never raises; depends on nothing but its arguments.
 
@@ -50,11 +53,13 @@ def parse_answer(text: str, letters: str) -> Parsed:
         return Parsed(None, reason)
     if len(answer) > MAX_ANSWER:
         return Parsed(None, f"the answer has {len(answer):,} characters, more than {MAX_ANSWER:,}")
-    answer = _bracket_letters(_without_rejected(_normalise(answer)), letters)
-    sets = set(_statements(answer))
+    letters = "".join(options)
+    texts = {letter: _normalise(text) for letter, text in options.items()} if isinstance(options, Mapping) else {}
+    answer = _bracket_letters(_without_rejected(_normalise(answer), texts), letters)
+    sets = set(_statements(answer, texts))
     if len(sets) > 1 or "" in sets:
         return Parsed(None, "its statements contradict each other or hedge")
-    named = sets.pop() if sets else _verdicts(answer) or _marks(answer)
+    named = sets.pop() if sets else _verdicts(answer) or _marks(answer, texts)
     if not named:
         return Parsed(None, NOTHING_STATED)
     if strange := "".join(sorted(set(named) - set(letters))):
@@ -68,7 +73,7 @@ def named_letters(text: str, letters: str) -> str:
     >>> named_letters("That leaves B, and not C.", "ABCD")
     'B'
     """
-    found = _bracket_letters(_without_rejected(_normalise(text)), letters)
+    found = _bracket_letters(_without_rejected(_normalise(text), {}), letters)
     if not re.search(r"\b(?:best|right|correct|answer|fits?)\b", found):
         found = re.sub(rf"{_LISTED}(?=[)\]]? (?:would|does|do|could|can['’]t|cannot|might)\b)", "", found)
     return _sorted(*re.findall("⟦([A-J]+)⟧", found))
@@ -114,20 +119,25 @@ _LETTERS = (
 )
 _OPENER, _CLOSER = r"[(\[\"'“‘「【<]?", r"[)\]\"'”’」】>]?"
 _JOIN = r"(?:,? (?:and|plus) | ?[,、/&+](?: ?(?:and |和|与|以?及))? ?| ?(?:和|与|以?及|跟) ?| )(?:[Oo]ptions? |选项 ?)?"
+_JOIN = rf"(?:{_JOIN}(?!\([A-J]{{1,10}}[^A-J)]))"  # "B (A is too broad)" goes no further than B
 _LIST = re.compile(
     rf"(?<!{_WORD})[A-J](?:\. ?[A-J]){{1,9}}(?=\.?\s*(?:\n|$))"  # "A. B. C."; before a name these are initials
-    rf"|{_OPENER}{_LETTERS}(?:{_CLOSER}{_JOIN}{_OPENER}{_LETTERS})*"
+    rf"|{_OPENER}{_LETTERS}(?:(?:{_CLOSER}{_JOIN}{_OPENER}|[)\]】][(\[【]){_LETTERS})*"
 )
 
 
+# What calls a letter wrong ends there, or goes on as a remark does: "B 错觉" and "B (false memory)" name an option.
+_END = r"(?= ?[,;:.。!?、)\]\n]| ?$| (?:because|since|as|here|too|for|in)\b|[的了在因])"
 _WRONG = (
-    r"(?:(?i:(?:clearly |also |both )?(?:wrong|incorrect|false|not (?:correct|right|it)\b)|no\b)"
-    r"|(?:都|均|也)?(?:错|不对|不正确|不符|不是|有误))"
+    r"(?:(?i:(?:clearly |also |both )?(?:wrong|incorrect|false|not (?:correct|right|it))|no)\b"
+    rf"{_END}|(?:都|均|也)?(?:错误?|不对|不正确|不是|有误|[×✗✘❌]){_END}|不是(?=正确|答案|最)|(?:都|均|也)?不符)"
 )
 _SINGLE = rf"(?<!{_WORD})[A-J](?!{_WORD})"
 _REJECTED = re.compile(
     rf"(?P<before>{_SINGLE}(?:(?:[、/]| ?[和与及] ?|,? (?:and|or) ){_SINGLE}){{0,9}})"
-    rf"(?=[)\]\"'”’」】]?(?: ?选项|项)?(?: ?[:(-])?(?: (?:is|are|was|were|would be))? ?{_WRONG})"
+    rf"(?=[)\]\"'”’」】]?(?: ?选项|项)?(?: ?[:(-])?"
+    rf"(?: (?:is|are|was|were|would be) (?i:(?:clearly |also |both )?(?:wrong|incorrect|false|not ))| ?{_WRONG}))"
+    rf"|^(?P<listed>[A-J])(?=[.、] ?{_WRONG} ?[.;。]?$)"
     rf"|^(?P<marked>[A-J])(?=[.):、][^\n]{{0,200}}\({_WRONG})"
     r"|(?:\b(?i:not|isn['’]t|aren['’]t|rather than|instead of) (?i:options? )?"
     r"|(?:而非|不是|不选|不应选|排除) ?(?:选项 ?)?)"
@@ -136,12 +146,41 @@ _REJECTED = re.compile(
 )
 
 
-def _without_rejected(answer: str) -> str:
+def _without_rejected(answer: str, texts: Mapping[str, str]) -> str:
     """Letters that are called wrong in lower case, which is not read: "B (A is wrong)", "不是A", "C. x (incorrect)"."""
-    return _REJECTED.sub(
-        lambda match: match[0].replace(piece := match["before"] or match["marked"] or match["after"], piece.lower()),
-        answer,
-    )
+
+    def reject(match: re.Match[str]) -> str:
+        piece = match["before"] or match["marked"] or match["listed"] or match["after"]
+        if not match["after"] and _after_own_text(answer, match.end(), piece[-1], texts) and not match["marked"]:
+            return match[0]
+        if match["listed"] and not texts:  # "B. 错误" may be the option's text
+            return match[0]
+        return match[0].replace(piece, piece.lower())
+
+    return _REJECTED.sub(reject, answer)
+
+
+_BEHIND = re.compile(r"[⟧\s.):、\]】(\[:-]{0,5}")  # a letter, before its option's text
+_NEXT = re.compile(
+    r"[\s,;.。、)\]】]*(?:(?:and|和|与|及|以及) ?)?[(\[【]?(?=⟦[A-J]⟧)"
+)  # that text, before the next letter
+
+
+def _after_own_text(answer: str, at: int, letter: str, texts: Mapping[str, str]) -> int:
+    """Where the text of this option ends, if it stands behind the letter that ends at `at`; else 0."""
+    start, text = _BEHIND.match(answer, at).end(), texts.get(letter, "")  # type: ignore[union-attr]
+    return start + len(text) if text and answer[start : start + len(text)].casefold() == text.casefold() else 0
+
+
+def _chain(answer: str, at: int, letters: str, texts: Mapping[str, str]) -> str:
+    """The letters that follow a list which ends at `at`, each behind the whole text of the one before."""
+    found, last = "", letters[-1]
+    while (end := _after_own_text(answer, at, last, texts)) and (gap := _NEXT.match(answer, end)):
+        following, at = answer[gap.end() + 1], gap.end() + 2
+        if following <= last and not _after_own_text(answer, at, following, texts):
+            break  # an initial
+        found, last = found + following, following
+    return found
 
 
 def _bracket_letters(answer: str, letters: str) -> str:
@@ -151,7 +190,8 @@ def _bracket_letters(answer: str, letters: str) -> str:
         named = re.sub("[^A-J]", "", match[0])
         is_word = any(len(set(run)) < len(run) for run in re.findall("[A-J]+", match[0]))  # ABA, ADD, BB
         is_pronoun = named == "I" and "I" not in letters
-        return match[0] if is_word or is_pronoun else f"⟦{_sorted(named)}⟧"
+        remark = match[0][0] == "(" and match.string[match.end() : match.end() + 1] != ")"  # "(A is too narrow)"
+        return match[0] if is_word or is_pronoun else f"{'(' * remark}⟦{_sorted(named)}⟧"
 
     return _LIST.sub(bracket, answer)
 
@@ -181,7 +221,7 @@ _NEGATED = re.compile(
 )
 
 
-def _statements(answer: str) -> Iterable[str]:
+def _statements(answer: str, texts: Mapping[str, str]) -> Iterable[str]:
     """The letters of each statement; "" for one that hedges."""
     found = [match for match in _STATEMENT.finditer(answer) if not _is_negated(answer, match)]
     limits = [match.start() for match in found[1:]] + [len(answer)]
@@ -190,7 +230,8 @@ def _statements(answer: str) -> Iterable[str]:
         below = "\n" in answer[match.start() : match.start("list")]
         end = answer.find("\n\n" if below else "\n", match.end())
         more = _MARK.finditer(answer, match.end(), limit if end < 0 else min(end, limit))
-        yield "" if match["hedge"] else _sorted(match["list"], *(mark["list"] for mark in more))
+        lists = [(match["list"], match.end("list")), *((mark["list"], mark.end("list")) for mark in more)]
+        yield "" if match["hedge"] else _sorted(*(one + _chain(answer, at, one, texts) for one, at in lists))
 
 
 # "Some people choose A" is not what the writer chooses.
@@ -226,10 +267,11 @@ _MARK = re.compile(
 )
 
 
-def _marks(answer: str) -> str:
+def _marks(answer: str, texts: Mapping[str, str]) -> str:
     marks = list(_MARK.finditer(answer))
     at_line_start = any(mark.start() == 0 or answer[mark.start() - 1] == "\n" for mark in marks)
-    return _sorted(*(mark["list"] for mark in marks)) if at_line_start else ""
+    chained = (mark["list"] + _chain(answer, mark.end("list"), mark["list"], texts) for mark in marks)
+    return _sorted(*chained) if at_line_start else ""
 
 
 def _sorted(*lists: str) -> str:

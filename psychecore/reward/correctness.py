@@ -15,7 +15,7 @@ def correctness_score(text: str, question: Question, multiple: MultipleCredit = 
 
     A single-choice question wants exactly its letter; `multiple` is the rule for the others, see `credit`.
     """
-    chosen = parse_answer(text, "".join(question.options)).letters
+    chosen = parse_answer(text, question.options).letters
     return credit(chosen, question.answer, multiple if question.kind == "multiple" else "strict")
 
 

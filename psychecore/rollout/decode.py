@@ -5,6 +5,7 @@ That makes a step of equal sizes a CUDA graph: what changes between replays are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,42 @@ class State:
     prompt_length_A: Tensor  # of the prompt rows
     stop_V: Tensor  # which tokens end a sample
     forbidden_V: Tensor  # which must not be sampled: none, or [V]
+
+    @classmethod
+    def empty(
+        cls,
+        model: Decoder,
+        slots: int,
+        rows: int,
+        params: SamplingParams,
+        stop_ids: Sequence[int],
+        valid_ids: Sequence[bool],
+    ) -> State:
+        """No slot is in use. Tokens of `stop_ids` end a sample; those that are not valid are never sampled."""
+        device, vocabulary = model.device, model.config.vocab_size
+        integers, flags = (torch.zeros(slots, dtype=dtype, device=device) for dtype in (torch.int64, torch.bool))
+        wide = torch.promote_types(model.compute_dtype, torch.float32)
+        allowed_V, stop_V = (torch.zeros(vocabulary, dtype=torch.bool) for _ in range(2))
+        valid_V = torch.as_tensor(valid_ids, dtype=torch.bool)[:vocabulary]
+        allowed_V[: len(valid_V)] = valid_V
+        if not params.ignore_stop:
+            stop_V[[i for i in stop_ids if i < vocabulary]] = True
+        return cls(
+            token_B=integers.clone(),
+            count_B=integers.clone(),
+            key_B=integers.clone(),
+            limit_B=integers.clone(),
+            prompt_B=integers.clone(),
+            seat_B=integers.clone(),
+            running_B=flags.clone(),
+            done_B=flags.clone(),
+            stopped_B=flags.clone(),
+            said_BM=integers.new_zeros(slots, params.max_new_tokens),
+            logprob_BM=torch.zeros(slots, params.max_new_tokens, dtype=wide, device=device),
+            prompt_length_A=integers.new_ones(rows),
+            stop_V=stop_V.to(device),
+            forbidden_V=flags[:0] if allowed_V.all() else ~allowed_V.to(device),
+        )
 
 
 def decode_step(model: Decoder, cache: KVCache, state: State, shape: Shape, params: SamplingParams) -> None:

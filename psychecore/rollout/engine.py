@@ -106,32 +106,8 @@ class Engine:
         self.step = 0
         longest = _up(max(map(len, prompt_ids), default=1), SPAN)
         limit = _up(params.max_new_tokens, SPAN)
-        device, vocabulary = model.device, model.config.vocab_size
-        self.cache = KVCache(model.config, rows, longest, slots, limit, model.compute_dtype, device)
-        allowed_V = torch.zeros(vocabulary, dtype=torch.bool)
-        valid_V = torch.as_tensor(valid_ids, dtype=torch.bool)[:vocabulary]
-        allowed_V[: len(valid_V)] = valid_V
-        zeros = torch.zeros(slots, dtype=torch.int64, device=device)
-        no = torch.zeros(slots, dtype=torch.bool, device=device)
-        wide = torch.promote_types(model.compute_dtype, torch.float32)
-        self.state = State(
-            token_B=zeros.clone(),
-            count_B=zeros.clone(),
-            key_B=zeros.clone(),
-            limit_B=zeros.clone(),
-            prompt_B=zeros.clone(),
-            seat_B=zeros.clone(),
-            running_B=no.clone(),
-            done_B=no.clone(),
-            stopped_B=no.clone(),
-            said_BM=zeros.new_zeros(slots, params.max_new_tokens),
-            logprob_BM=torch.zeros(slots, params.max_new_tokens, dtype=wide, device=device),
-            prompt_length_A=torch.ones(rows, dtype=torch.int64, device=device),
-            stop_V=torch.zeros(vocabulary, dtype=torch.bool, device=device),
-            forbidden_V=no[:0] if allowed_V.all() else ~allowed_V.to(device),
-        )
-        if not params.ignore_stop:
-            self.state.stop_V[[i for i in stop_ids if i < vocabulary]] = True
+        self.cache = KVCache(model.config, rows, longest, slots, limit, model.compute_dtype, model.device)
+        self.state = State.empty(model, slots, rows, params, stop_ids, valid_ids)
 
     def run(self) -> Iterator[Said]:
         """Run until nothing is left; yields each sample when it is complete."""

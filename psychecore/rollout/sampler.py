@@ -21,7 +21,7 @@ from psychecore.rollout.engine import SPAN, Engine, Sample, SamplerStats
 from psychecore.rollout.graphs import Capture, CudaCapture, whole
 from psychecore.rollout.sampling import SamplingParams, stream_key
 from psychecore.rollout.trajectory import Group, Rollout
-from psychecore.text.chat import Message
+from psychecore.text.chat import Message, opens_thinking
 from psychecore.text.tokenizer import Tokenizer
 
 
@@ -67,8 +67,8 @@ class Sampler:
             raise ValueError(f"memory_gib is {memory_gib}, but must be above 0, or None")
         self.model, self.tokenizer = model, tokenizer
         self.max_slots, self.max_length, self.memory_gib = max_slots, max_length, memory_gib
-        if cuda_graphs and model.device.type != "cuda":
-            raise ValueError(f"cuda_graphs is True, but the model is on {model.device}: leave it None, or use a GPU")
+        if cuda_graphs and whole(model):
+            self._require_cuda()
         self.cuda_graphs = cuda_graphs
         self.stats = SamplerStats()
 
@@ -93,6 +93,7 @@ class Sampler:
         """
         prompt_ids = [self._encode(prompt) for prompt in prompts]
         engine = self._engine(prompt_ids, params, samples_per_prompt, prompt_keys)
+        opened = ["<think>" if opens_thinking(self.tokenizer.decode(ids[-8:])) else "" for ids in prompt_ids]
         found: dict[tuple[int, int], Rollout] = {}
         total = len(prompt_ids) * samples_per_prompt
         # disable=None: a bar on a terminal only, not in a log file
@@ -101,7 +102,7 @@ class Sampler:
                 found[said.sample.prompt, said.sample.number] = Rollout(
                     token_ids=said.token_ids,
                     logprobs=said.logprobs,
-                    text=self.tokenizer.decode(said.token_ids),
+                    text=opened[said.sample.prompt] + self.tokenizer.decode(said.token_ids),
                     finish_reason="stop" if said.stopped else "length",
                 )
                 bar.update()
@@ -176,8 +177,15 @@ class Sampler:
         stop_ids, valid_ids, capture = sorted(tokenizer.stop_ids), tokenizer.valid_ids, self._capture()
         return Engine(self.model, prompt_ids, waiting, params, slots, rows, stop_ids, valid_ids, capture)
 
+    def _require_cuda(self) -> None:
+        if self.model.device.type != "cuda":
+            place = self.model.device
+            raise ValueError(f"cuda_graphs is True, but the model is on {place}: leave it None, or use a GPU")
+
     def _capture(self) -> Capture | None:
         """How decoding steps are captured, None where they aren't."""
+        if self.cuda_graphs:
+            self._require_cuda()  # shards may have been on the CPU until now
         if self.cuda_graphs is False or self.model.device.type != "cuda":
             return None
         if not whole(self.model):

@@ -12,7 +12,8 @@ class Rollout:
 
     token_ids ends with the stop token where finish_reason is "stop". logprobs: the log-probability (nats) of each
     token under the distribution that it was sampled from, filters and temperature included; for greedy decoding, a
-    point mass, the model's own at temperature 1. text: decoded without control tokens. scores: by reward name.
+    point mass, the model's own at temperature 1. text: decoded without control tokens, behind the <think> of a prompt
+    that ends in one, so that it is what rewards and readers expect of any template. scores: by reward name.
     """
 
     token_ids: list[int]

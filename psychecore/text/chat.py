@@ -67,6 +67,11 @@ def split_think(text: str) -> tuple[str | None, str]:
     return head.rpartition("<think>")[2].strip(), tail.strip()
 
 
+def opens_thinking(prompt: str) -> bool:
+    """Whether a prompt ends in an open think block, which some templates (Qwen3-Thinking's) begin for the model."""
+    return prompt.rstrip().endswith("<think>")
+
+
 class ChatTemplate:
     """A model's jinja2 chat template, rendered as transformers renders it, inside a sandbox."""
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import tokenizers
 
-from psychecore.text.chat import ChatTemplate, Message, check_messages, texts_in
+from psychecore.text.chat import ChatTemplate, Message, check_messages, opens_thinking, texts_in
 from psychecore.untrusted import MAX_JSON, read_json, within
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -86,7 +86,7 @@ class Tokenizer:
         if self._template is None:
             raise ValueError(f"{self.folder} has no chat template (chat_template.jinja or in tokenizer_config.json)")
         # a header that holds no special token could be written by anyone, so it is disguised in contents as well
-        header = self._generation_header(variables)
+        header, opened = self._generation_header(variables)
         opening = header.strip()
         disguise = _Disguise(messages, [*self.specials, *([opening] if opening else [])])
         disguised = [disguise.apply(message) for message in messages]
@@ -94,7 +94,7 @@ class Tokenizer:
         ids: list[int] = []
         mask: list[bool] = []
         turns = [m["content"] for m in disguised if m["role"] == "assistant"]
-        for piece, trained in _spans(text, header, self._stop_pattern(), turns):
+        for piece, trained in _spans(text, header, opened, self._stop_pattern(), turns):
             for part, part_trained in self._cut(piece, trained):
                 if part in self.specials:
                     new = [self.specials[part]]
@@ -127,13 +127,18 @@ class Tokenizer:
                 parts[i + 1] = parts[i + 1].lstrip()
         return [(part, trained) for part in parts if part]
 
-    def _generation_header(self, variables: dict[str, Any]) -> str:
-        """What the template writes to open an assistant's turn."""
+    def _generation_header(self, variables: dict[str, Any]) -> tuple[str, str]:
+        """What the template writes to open an assistant's turn, and the think block that it opens in it, if it does.
+
+        They are told apart since earlier turns are rendered without thinking, and a content may begin with the tag.
+        """
         assert self._template is not None
         asked = [{"role": "user", "content": "x"}]
         plain = {k: v for k, v in variables.items() if k != "enable_thinking"}
         without = self._template.render(asked, False, **plain)
-        return self._template.render(asked, True, **plain).removeprefix(without)
+        header = self._template.render(asked, True, **plain).removeprefix(without)
+        at = header.rfind("<think>") if opens_thinking(header) else len(header)
+        return header[:at], header[at:]
 
     def _stop_pattern(self) -> re.Pattern[str]:
         stops = [text for text, index in self.specials.items() if index in self.stop_ids]
@@ -228,11 +233,11 @@ class _Disguise:
         return head + core[:left].translate(self._to) + middle + core[len(core) - right :].translate(self._to) + tail
 
 
-def _spans(text: str, header: str, stop: re.Pattern[str], turns: list[str]) -> list[tuple[str, bool]]:
+def _spans(text: str, header: str, opened: str, stop: re.Pattern[str], turns: list[str]) -> list[tuple[str, bool]]:
     """Cut a rendered conversation into (text, trained): an assistant's words and the stop token are trained.
 
     A turn starts behind the template's generation header and ends with the first stop token. What the template itself
-    puts before the words (an empty think block) is not trained.
+    puts before the words (an empty think block, or the tag with which it asks for one) is not trained.
     """
     spans: list[tuple[str, bool]] = []
     place = 0
@@ -241,6 +246,7 @@ def _spans(text: str, header: str, stop: re.Pattern[str], turns: list[str]) -> l
         if start < 0:
             break
         start += len(header)
+        start += len(opened) if text.startswith(opened, start) else 0
         end = stop.search(text, start)
         close = end.end() if end else len(text)
         body = text[start : end.start() if end else len(text)]

@@ -54,6 +54,16 @@ class GrpoConfig:
             raise ValueError(f"mini_batches is {self.mini_batches}, but must be 1 to prompts_per_step")
         if self.token_budget < 1:
             raise ValueError(f"token_budget is {self.token_budget}, but must be at least 1")
+        if self.old_is_the_samplers and self.loss.importance_cap is not None:
+            raise ValueError(
+                "loss.importance_cap corrects what lies between sampler and old log-probs, and with old_logprobs "
+                '"sampler" they are the same: leave it out, or take old_logprobs "recompute"'
+            )
+
+    @property
+    def old_is_the_samplers(self) -> bool:
+        """Whether ratios divide by what the sampler said; with one mini-batch they don't."""
+        return self.old_logprobs == "sampler" and self.mini_batches > 1
 
 
 @dataclass
@@ -68,13 +78,10 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The micro-batch with its tensors on `device`."""
-        old_R = None if self.old_R is None else self.old_R.to(device)
+        behaviour_R = self.behaviour_R.to(device)
+        old_R = None if self.old_R is None else behaviour_R if self.old_R is self.behaviour_R else self.old_R.to(device)
         return MicroBatch(
-            self.batch.to(device),
-            self.advantages_R.to(device),
-            self.weights_R.to(device),
-            self.behaviour_R.to(device),
-            old_R,
+            self.batch.to(device), self.advantages_R.to(device), self.weights_R.to(device), behaviour_R, old_R
         )
 
 
@@ -97,7 +104,8 @@ def grpo_update(
     many tokens, whoever sampled them.
 
     Returns metrics over all ranks and mini-batches, per token unless said: loss (per optimizer step), kl, entropy,
-    clip_fraction, ratio, mismatch, mismatch_kl, importance, gradient_norm (mean over steps), tokens (of forward).
+    clip_fraction, ratio, mismatch, mismatch_kl, importance, gradient_norm (mean over steps), tokens (of forward). Old
+    log-probs that are the sampler's leave no mismatch to be told.
     """
     groups, advantages_PG = _exchange(groups, advantages_PG, runtime)
     mini_batches = [
@@ -152,7 +160,7 @@ def accumulate_gradient(
         loss_config,
         sequence_R=micro.batch.sequence_R,
         reference_R=reference_R,
-        behaviour_R=micro.behaviour_R,
+        behaviour_R=None if micro.old_R is micro.behaviour_R else micro.behaviour_R,
     )
     (loss * runtime.world_size).backward()  # FSDP2 averages over ranks; the weights already count all of them
     result = {name: float(value) for name, value in sums.items()}
@@ -232,7 +240,7 @@ def _fill_old(
 ) -> None:
     """Log-probs of the policy before its first step, for the ratios of the later ones."""
     for micro in (micro for micros in mini_batches for micro in micros):
-        if config.old_logprobs == "sampler":
+        if config.old_is_the_samplers:
             micro.old_R = micro.behaviour_R
         else:
             with torch.no_grad():

@@ -253,6 +253,15 @@ def test_names_and_contact_data_are_out_of_post_and_prompt() -> None:
     [
         ("Hi Maria, sleep well.", ["Maria"]),
         ("Hi there, sleep well.", []),
+        ("My name is José. José is sad.", ["José", "José"]),
+        ("my name is jessica, and Łukasz is late", ["jessica"]),
+        ("My name is Łukasz Nowak, so Łukasz", ["Łukasz Nowak", "Łukasz"]),
+        ("Mr. McDonald, Ms. Smith-Jones, Dr. O'Brien and Dr. Müller", ["McDonald", "Smith-Jones", "O'Brien", "Müller"]),
+        ("my name is not important, and call me ASAP", []),
+        ("我叫张伟今年25岁，大家都说张伟没用", ["张伟", "张伟"]),
+        ("我叫李明 今年很累", ["李明"]),
+        ("Ring 138.1234.5678 or 06.12.34.56.78.", ["138.1234.5678", "06.12.34.56.78"]),
+        ("On 2024.11.27 it was 3.14159265 of them.", []),
         ("My boyfriend Keanu left. Keanu was rude.", ["Keanu", "Keanu"]),
         ("Ask Dr. Okafor about it.", ["Okafor"]),
         ("Sleep well.\n- Robin", ["Robin"]),
@@ -272,6 +281,17 @@ def test_names_and_contact_data_are_out_of_post_and_prompt() -> None:
 )
 def test_private_data_is_found(text: str, found: list[str]) -> None:
     assert [one.text for one in private_data(text)] == found
+
+
+def test_a_name_that_post_or_reply_gives_away_is_gone_from_both_and_may_not_come_back() -> None:
+    post, reply = f"My name is Tomasz. {POST['post']}", f"Tomasz, {POST['reply']} Yours, Okan"
+    generator = Scripted(lambda request: f"Tomasz, {GOOD}")
+    stage = Dialogue(DialogueConfig(attempts=1), generator, PROMPTS)
+    [outcome] = stage.batch([POST | {"post": f"{post} Okan helps me.", "reply": reply}])
+    sent = generator.calls[0][0].messages[-1]["content"]
+    assert "Tomasz" not in sent
+    assert "Okan" not in sent
+    assert outcome.rejected[0].reason == "name_left"
 
 
 def test_taking_private_data_out_leaves_none() -> None:

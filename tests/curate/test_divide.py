@@ -142,6 +142,19 @@ def test_the_matrix_and_the_report_say_who_got_what(tmp_path: Path) -> None:
     ]
 
 
+def test_a_question_that_some_could_not_be_asked_is_hard_for_nobody(tmp_path: Path) -> None:
+    rows = [answered("easy", {"x": [True], "y": [False]}), answered("hard", {"x": [False], "y": [False]})]
+    rows += [answered("unasked", {"x": [False], "y": [False]}), answered("got", {"x": [True], "y": [False]})]
+    for row in rows[2:]:
+        row["answers"]["y"][0] |= {"letters": None, "refused": True}
+    ids, report = run(tmp_path, rows, HAND)
+    assert (ids["sft"], ids["grpo"], ids["dropped"]) == ({"easy", "got"}, {"hard"}, {"unasked"})
+    assert report["reasons"] == {"not_answered": 1}
+    assert report["questions"] == 4
+    with pytest.raises(ValueError, match=r"no question was answered.*max_length"):
+        run(tmp_path, rows[2:3], HAND)
+
+
 def test_a_set_below_its_minimum_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     rows = [answered(f"e{n}", {"x": [True]}) for n in range(5)]
     with pytest.raises(ValueError, match=r"grpo would hold 0 questions, below grpo_minimum 1 .*set short to 'move'"):

@@ -37,6 +37,9 @@ def test_a_family_is_all_that_shared_keys_reach_in_any_order(seed: int) -> None:
 
 def test_equal_values_of_different_keys_are_no_link() -> None:
     families = Families([{"id": "a", "passage_id": "x"}, {"id": "b", "post_id": "x"}, {"id": "x"}, {"id": "c"}])
+    families.add({"id": "d", "cluster": "2"})
+    families.add({"id": "e", "post_cluster": "2"})
+    assert families.of("d") != families.of("e")
     assert len({families.of(row_id) for row_id in "abxc"}) == 4
 
 

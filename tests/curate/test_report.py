@@ -361,6 +361,17 @@ def test_the_page_fits_reads_and_runs_nothing(driver: Any, tmp_path: Path, width
     assert complaints(driver) == []
 
 
+def test_held_out_rows_are_not_dropped_ones(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    for name, numbers in (("rest", range(8)), ("held_out", range(8, 10))):
+        write(tmp_path, name, [question(number, rng) for number in numbers])
+    counts = {"name": "hold_out", "read": 10, "kept": 8, "rejected": {"held_out": 2}}
+    (tmp_path / "manifest.json").write_text(json.dumps({"stages": [counts]}))
+    [stage] = [stage for stage in read_folder(tmp_path).stages if stage.name == "hold_out"]
+    assert stage.kept == {"rest.jsonl": 8, "held_out.jsonl": 2}
+    assert stage.rejected.total() == 0
+
+
 def test_stages_stand_in_the_order_in_which_they_ran(tmp_path: Path) -> None:
     order = ["clean", "clean_posts", "questions", "pool", "dedupe", "quality", "review", "hold_out", "rationale"]
     order += ["dialogue", "select_1", "select_2", "select", "divide", "assemble"]

@@ -80,6 +80,13 @@ def test_an_answer_is_right_when_its_letters_are_the_gold_ones(gold: str, text: 
     assert (answer["letters"], answer["right"]) == (letters, right)
 
 
+def test_a_selector_without_room_for_a_question_says_so() -> None:
+    selector = Scripted("s", says(""))
+    selector.generate = lambda requests: [Reply("", None, refused=True) for _ in requests]  # type: ignore[method-assign]
+    [outcome] = SelectStage([selector]).batch([question(1)])
+    assert outcome.kept[0]["answers"]["s"] == [{"text": "", "letters": None, "right": False, "refused": True}]
+
+
 def test_every_selector_answers_every_question_with_every_sample_in_its_place() -> None:
     def rule(request: Request) -> str:
         stem = int(request.messages[-1]["content"].split()[1].rstrip("?"))

@@ -30,6 +30,15 @@ def test_a_text_is_divided_at_paragraphs_then_at_sentences_and_a_heading_starts_
     assert all(passage.endswith("so.") for passage in passages[1:])
 
 
+def test_a_long_paragraph_loses_nothing_between_its_sentences() -> None:
+    said = 'He said "stop." Then he left (see Fig. 2.) She has a Ph.D. in it. '
+    for paragraph in (said * 9, "他说：“停。”（见图2。）He ran. She ran. 她有博士学位！" * 9):
+        passages = divide_text(paragraph.strip(), SMALL)
+        assert len(passages) > 2
+        assert " ".join(passages).replace(" ", "") == paragraph.replace(" ", "")
+        assert all(passage in paragraph for passage in passages)
+
+
 def test_a_folder_of_texts_and_rows_is_read_in_order(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "two.txt").write_text("﻿记忆是心理学的重要概念。" * 3, "utf-8")
@@ -104,6 +113,28 @@ def test_wrong_posts_are_named_by_file_and_line(tmp_path: Path) -> None:
     path.write_text('{"question": "q", "answer": ""}\n', "utf-8")
     with pytest.raises(ValueError, match=r"posts.jsonl line 1: no reply; it may be named reply, answer"):
         list(read_posts(path))
+
+
+def test_a_spreadsheet_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "posts.csv").write_bytes("post,reply\n心理,好\n".encode("gb18030"))
+    with pytest.raises(ValueError, match=r"posts.csv: not UTF-8 .*iconv"):
+        list(read_posts(tmp_path / "posts.csv"))
+    (tmp_path / "posts.csv").write_text(f"post,reply\nlow,{'x' * 140_000}\n", "utf-8")
+    with pytest.raises(ValueError, match=r"posts.csv after line 1: field larger than"):
+        list(read_posts(tmp_path / "posts.csv"))
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "zh"), ({"language": "en"}, "en")])
+def test_a_ready_question_that_names_no_language_has_its_own(tmp_path: Path, given: dict, expected: str) -> None:
+    row = {
+        "id": "1",
+        "question": "下列属于防御机制的是？",
+        "options": {"A": "升华", "B": "强化"},
+        "answer": "A",
+        "kind": "single",
+    }
+    (tmp_path / "given.jsonl").write_text(json.dumps(row | given) + "\n", "utf-8")
+    assert [row["language"] for row in read_given(tmp_path / "given.jsonl")] == [expected]
 
 
 def test_ready_questions_keep_their_notes_and_are_marked(tmp_path: Path) -> None:

@@ -12,9 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from recipe_flags import recipe_flags
 
+from psychecore.runtime import PeerError, _naming_the_network
+
 QUICK = ["--evaluation.files", "", "--run.timeout_minutes", "0.15"]
+
+
+def test_a_rank_s_own_lack_of_memory_is_not_told_as_another_s_loss() -> None:
+    said = (
+        "NCCL error in: a.cpp:1, unhandled cuda error\nncclUnhandledCudaError: failed.\nCuda failure 2 'out of memory'"
+    )
+    own = pytest.raises(RuntimeError, match=r"rank 1, phase 'update': Cuda failure 2 'out of memory'")
+    with own as caught, _naming_the_network("rank 1, phase 'update'"):
+        raise torch.distributed.DistBackendError(said)
+    assert not isinstance(caught.value, PeerError)
+    with pytest.raises(PeerError, match="another rank is gone or stuck"), _naming_the_network("here"):
+        raise torch.distributed.DistBackendError("NCCL communicator was aborted")
 
 
 @pytest.mark.parametrize("stop", [False, pytest.param(True, marks=pytest.mark.slow)])

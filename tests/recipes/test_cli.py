@@ -108,6 +108,12 @@ def test_a_wrong_preset_is_named_with_its_key(text: str, message: str, tmp_path:
         load_config(Outer, ["--config", str(tmp_path / "p.toml")], None)
 
 
+def test_two_presets_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text("")
+    with pytest.raises(ValueError, match=r"--config is given twice"):
+        load_config(Outer, ["--config", str(tmp_path / "p.toml"), f"--config={tmp_path / 'p.toml'}"], None)
+
+
 def test_a_missing_preset_is_named() -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
         load_config(Outer, ["--config", "nowhere.toml"], None)
@@ -135,6 +141,24 @@ def test_a_number_that_no_run_can_use_is_named(name: str, values: str) -> None:
             load_config(GrpoRecipe, [*needed, f"--{name}", value], None)
     with pytest.raises(ValueError, match="shuffle_seed is -1"):
         load_config(SftRecipe, [*needed, "--data.shuffle_seed", "-1"], None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sampling.params.seed=3"], "run.seed decides"),
+        (["--train.old_logprobs=sampler", "--sampling.params.top_k=5"], "leave those off"),
+        (["--train.old_logprobs=sampler", "--train.loss.importance_cap=2"], "the same: leave it out"),
+        (["--train.loss.kl_coefficient=0", "--reference.path=other"], "there is no reference"),
+        (["--train.loss.kl_coefficient=0", "--reference.refresh_every=2"], "there is no reference"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(flags: list[str], message: str) -> None:
+    needed = ["--model.path", "m", "--data.train", "d", "--run.folder", "r"]
+    with pytest.raises(ValueError, match=message):
+        load_config(GrpoRecipe, [*needed, *flags], None)
+    if "sampler" in flags[0]:  # with one step there are no old log-probs
+        load_config(GrpoRecipe, [*needed, *flags, "--train.mini_batches=1"], None)
 
 
 def test_a_typo_is_told_once_a_node() -> None:

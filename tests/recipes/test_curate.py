@@ -247,6 +247,68 @@ def test_a_role_without_a_model_says_which_option_is_missing(place: Path) -> Non
         curate.main(recipe(place, "--models.author="))
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--run.folder={place}"], r".* is no curation's .*given.jsonl, which a stage might replace"),
+        (["--sources.posts={place}/out/posts.jsonl"], r"out/posts.jsonl lies in .*/out, whose files this run replaces"),
+        (["--sources.texts={place}"], r"lies in .*/out, whose files this run replaces"),
+        (["--sources.decisions={place}/none.csv"], r"none.csv does not exist: --sources.decisions"),
+        (["--sources.questions={place}"], r"is a folder: --sources.questions must name a file"),
+        (["--hold_out.file={place}/none.jsonl"], r"none.jsonl does not exist: --hold_out.file"),
+        (["--run.prompts={place}"], r"questions.toml"),
+        (["--models.selectors="], r"models.selectors"),
+        (["--divide.selectors_needed=3"], r"selectors_needed is 3 of 2 models.selectors"),
+        (["--divide.samples_needed=2"], r"samples_needed 2 of 1 select.samples"),
+    ],
+)
+def test_what_must_fail_later_is_refused_before_anything_is_touched(
+    place: Path, flags: list[str], message: str
+) -> None:
+    (place / "out").mkdir()
+    (place / "out" / "config.toml").write_text("[sources]\n")  # an earlier curation's
+    (place / "out" / "posts.jsonl").write_text((place / "posts.jsonl").read_text("utf-8"), "utf-8")
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        curate.main(recipe(place, *(flag.format(place=place) for flag in flags)))
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+
+
+def test_another_runs_folder_is_left_alone(place: Path) -> None:
+    (place / "out").mkdir()
+    (place / "out" / "config.toml").write_text('[model]\npath = "x"\n')
+    with pytest.raises(ValueError, match=r"holds a run that is no curation"):
+        curate.main(recipe(place))
+    assert sorted(path.name for path in (place / "out").iterdir()) == ["config.toml"]
+
+
+def test_a_file_that_is_read_as_something_else_is_read_again(place: Path) -> None:
+    curate.main(
+        recipe(place, "--run.stage=sources", f"--sources.posts={place}/given.jsonl", "--sources.questions=none")
+    )
+    assert (place / "out" / "given.jsonl").read_bytes() == b""
+    curate.main(recipe(place, "--run.stage=sources", "--sources.posts="))
+    assert len((place / "out" / "given.jsonl").read_text("utf-8").splitlines()) == 40
+    assert (place / "out" / "posts.jsonl").read_bytes() == b""
+
+
+def test_another_max_length_and_fewer_selectors_leave_nothing_of_before(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make(spec: str, options: Any) -> Scripted:
+        made = Scripted(spec)
+        made.max_length = options.max_length
+        return made
+
+    monkeypatch.setattr(curate_models, "make_generator", make)
+    curate.main(recipe(place))
+    assert (place / "out" / "select_1.jsonl").exists()
+    before = (place / "out" / "rationale.done.json").read_bytes()
+    curate.main(recipe(place, "--models.max_length=5000", "--models.selectors=one"))
+    assert (place / "out" / "rationale.done.json").read_bytes() != before
+    assert not list((place / "out").glob("select_1*"))
+
+
 def test_an_unknown_stage_is_refused(place: Path) -> None:
     with pytest.raises(ValueError, match=r"stage is 'selection'"):
         recipe(place, "--run.stage=selection")

@@ -189,6 +189,23 @@ def test_a_cache_is_refused_only_where_it_cannot_hold_the_longest_real_prompt(wo
     assert "memory_gib is 1e-05: raise it" in said
 
 
+@pytest.mark.parametrize("recipe", ["sft", "grpo"])
+def test_a_held_out_question_without_room_is_named_before_training(
+    recipe: str, workplace: Path, server: Server
+) -> None:
+    code, said = run(server, recipe, f"{recipe}-long", "--evaluation.max_new_tokens", "100000000")
+    assert code == 2, said
+    assert "evaluation.files: question" in said
+    assert "it exceeds the model's" in said
+    assert not (workplace / f"{recipe}-long").exists()
+
+
+def test_offloading_of_one_rank_is_refused(workplace: Path, server: Server) -> None:
+    code, said = run(server, "sft", "offloaded", "--sharding.cpu_offload", "true")
+    assert code == 2, said
+    assert "sharding.cpu_offload is FSDP2's, and there is one rank" in said
+
+
 def test_another_reference_holds_the_policy_to_itself(workplace: Path, server: Server) -> None:
     config = pc.load_model(workplace / "model").config
     pc.save_model(pc.Decoder(config).initialise(1, std=0.1), None, workplace / "other")

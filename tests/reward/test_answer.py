@@ -256,6 +256,62 @@ def test_contradictions_follow_the_documented_rule(answer: str, letters: str) ->
     assert parse_answer(f"<think>x</think>{answer}", "ABCD").letters == letters
 
 
+@pytest.mark.parametrize(
+    ("answer", "letters"),
+    [
+        ("选B错觉", "B"),  # an option's text may begin as a verdict does
+        ("B：错觉", "B"),
+        ("B) False memory", "B"),
+        ("Answer: B (False consensus effect)", "B"),
+        ("The answer is B: no reinforcer follows the response.", "B"),
+        ("B. Extinction (no reinforcer follows)", "B"),
+        ("B. 负强化（不是惩罚）", "B"),
+        ("B错，选A", "A"),
+        ("A错在混淆，选C", "C"),
+        ("选B不是A", "B"),
+        ("A：√\nB：×", "A"),
+        ("(A)(C)", "AC"),
+        ("答案：【A】【C】", "AC"),
+        ("Answer: B (A is too broad)", "B"),  # a remark on others
+        ("Answer: B (A, C and D describe other things)", "B"),
+        ("答案：B (A项过于绝对)", "B"),
+        ("B (A is too narrow)", "B"),
+        ("B（A项过于绝对）", "B"),
+    ],
+)
+def test_remarks_and_verdicts_are_told_from_options(answer: str, letters: str) -> None:
+    assert parse_answer(answer, "ABCD").letters == letters
+
+
+@pytest.mark.parametrize(
+    ("answer", "letters"),
+    [
+        ("答案：A. 烦躁 C. 错觉", "AC"),
+        ("A. 烦躁 C. 错觉", "AC"),
+        ("Answer: (A) 烦躁 (C) 错觉", "AC"),
+        ("答案：\n\nA. 烦躁\n\nC. 错觉", "AC"),
+        ("答案：A 烦躁、B 与丈夫吵架、D 是错误认知", "ABD"),
+        ("答案：A（烦躁）、C（错觉）", "AC"),
+        ("A（烦躁）B（与丈夫吵架）", "AB"),
+        ("答案：A. 烦躁 B. 与丈夫吵架 C. 错觉 D. 是错误认知", "ABCD"),
+        ("答案：C 错觉", "C"),
+        ("C. 错觉", "C"),
+        ("A. 正确\nB. 错误\nC. 正确\nD. 错误", "AC"),
+        ("A. Correct\nB. Incorrect\nC. Correct", "AC"),
+        ("答案：A. 烦躁，不像 C. 错觉", "A"),  # not the next item of a list
+        ("C. 错觉 A. 烦躁", "AC"),
+    ],
+)
+def test_options_texts_tell_where_the_next_letter_stands(answer: str, letters: str) -> None:
+    texts = {"A": "烦躁", "B": "与丈夫吵架", "C": "错觉", "D": "是错误认知"}
+    assert parse_answer(answer, texts).letters == letters
+
+
+@pytest.mark.parametrize("answer", ["答案：B 错误", "答案：B（错误）", "B. 错误", "B"])
+def test_an_option_may_be_a_verdict(answer: str) -> None:
+    assert parse_answer(answer, {"A": "正确", "B": "错误"}).letters == "B"
+
+
 def test_only_the_letter_counts_where_it_contradicts_the_option_text() -> None:
     question = Question("q", "?", {"A": "Shaping", "B": "Priming", "C": "Extinction"}, "C", "single")
     assert parse_answer(f"<think>x</think>B. {question.options['C']}", "ABC").letters == "B"

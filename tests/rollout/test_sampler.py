@@ -177,6 +177,19 @@ def test_new_weights_never_meet_an_old_cache(tiny_model: Callable[..., pc.Decode
     )
 
 
+def test_what_is_said_in_a_block_that_the_prompt_opened_begins_with_its_tag(
+    smollm2: tuple[pc.Decoder, pc.Tokenizer],
+) -> None:
+    """Templates of Qwen3-Thinking and QwQ end the prompt so; rewards and readers look for both tags."""
+    model, tokenizer = smollm2
+    asked = tokenizer.render_chat([{"role": "user", "content": "Why?"}], add_generation_prompt=True).text
+    prompts = [tokenizer.encode(asked + end) for end in ("<think>\n", "")]
+    params = pc.SamplingParams(temperature=0, max_new_tokens=6)
+    opened, plain = pc.Sampler(model, tokenizer).generate(prompts, params)
+    assert opened.texts == ["<think>" + tokenizer.decode(opened.rollouts[0].token_ids)]
+    assert plain.texts == [tokenizer.decode(plain.rollouts[0].token_ids)]
+
+
 def test_no_prompts_give_no_groups(tiny_model: Callable[..., pc.Decoder], letter_tokenizer: Any) -> None:
     assert pc.Sampler(tiny_model(), letter_tokenizer).generate([], pc.SamplingParams()) == []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,24 @@ CONVERSATIONS = {
 }
 
 
-@pytest.fixture(scope="module", params=["smollm2", "qwen3"])
+@pytest.fixture(scope="module")
+def thinking_folder(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Qwen3's tokenizer with a template that opens the think block itself, as that of Qwen3-Thinking-2507 does."""
+    folder = tmp_path_factory.mktemp("tokenizer") / "qwen3-thinking"
+    shutil.copytree(shared_folder / "data" / "tokenizers" / "qwen3", folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    head, prompt, _ = config["chat_template"].rpartition("{%- if add_generation_prompt %}")
+    config["chat_template"] = f"{head}{prompt}{{{{- '<|im_start|>assistant\\n<think>\\n' }}}}{{%- endif %}}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["smollm2", "qwen3", "qwen3-thinking"])
 def folder(request: pytest.FixtureRequest) -> Path:
     if request.param == "smollm2":
         return request.getfixturevalue("smollm2_folder")
+    if request.param == "qwen3-thinking":
+        return request.getfixturevalue("thinking_folder")
     return request.getfixturevalue("shared_folder") / "data" / "tokenizers" / "qwen3"
 
 
@@ -53,6 +69,22 @@ def test_rendering_equals_transformers_in_string_and_ids(
     encoded = tokenizer.render_chat(messages, **options)
     assert encoded.text == oracle.apply_chat_template(messages, tokenize=False, **options)
     assert encoded.ids == oracle.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
+
+
+def test_a_block_that_the_template_opens_is_closed_by_what_is_trained(thinking_folder: Path) -> None:
+    """In every turn, and from where a rollout would begin on."""
+    tokenizer = load_tokenizer(thinking_folder)
+    prompt = tokenizer.render_chat([ASK], add_generation_prompt=True)
+    assert prompt.text.endswith("<|im_start|>assistant\n<think>\n")
+    whole = tokenizer.render_chat([ASK, REASONED])
+    assert whole.ids[: len(prompt.ids)] == prompt.ids
+    assert whole.loss_mask[: len(prompt.ids)] == [False] * len(prompt.ids)
+    trained = [i for i, taught in zip(whole.ids, whole.loss_mask, strict=True) if taught]
+    said = "Freud named it.\n</think>\n\nB. Transference<|im_end|>"
+    assert tokenizer.decode(trained, skip_special_tokens=False) == said
+    turns = tokenizer.render_chat([ASK, SAY, ASK, REASONED])
+    trained = [i for i, taught in zip(turns.ids, turns.loss_mask, strict=True) if taught]
+    assert tokenizer.decode(trained, skip_special_tokens=False) == f"{SAY['content']}<|im_end|>{said}"
 
 
 def test_thinking_switches_what_qwen3_opens_a_turn_with(shared_folder: Path) -> None:
