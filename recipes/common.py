@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from psychecore.data.prompts import question_messages
 from psychecore.data.records import Question, read_questions
@@ -128,14 +130,13 @@ def load_policy(options: ModelOptions, sharding: ShardingConfig, runtime: Runtim
         if options.compile and runtime.device.type != "cpu":
             raise ValueError("model.compile is for runs on CPU; on a GPU there are kernels: --model.compile false")
         compiler.use(options.compile)
-        if sharding.cpu_offload and runtime.world_size == 1:
-            raise ValueError("sharding.cpu_offload is FSDP2's, and there is one rank: leave it false")
+    if sharding.cpu_offload and runtime.world_size == 1:
+        raise ValueError("sharding.cpu_offload is FSDP2's, and there is one rank: leave it false")
     dtype = compute_dtype(options, runtime)
     if runtime.world_size == 1:
         policy = load_model(options.path, dtype, runtime.device)
     else:
-        mesh = make_mesh(sharding, runtime.world_size, runtime.device)
-        shard = sharder(mesh, dtype, cpu_offload=sharding.cpu_offload)
+        shard = sharder(_mesh(sharding, runtime), dtype, cpu_offload=sharding.cpu_offload)
         place = "cpu" if sharding.cpu_offload else runtime.device
         with runtime.together("loading the model"):
             policy = load_model(options.path, torch.float32, place, shard)
@@ -148,11 +149,17 @@ def load_frozen(path: str, dtype: torch.dtype, sharding: ShardingConfig, runtime
     """A model that never trains, in `dtype`; sharded like the policy, kept in host memory where `on_cpu`."""
     shard: Callable[[Decoder], None] | None = None
     if runtime.world_size > 1:
-        shard = sharder(make_mesh(sharding, runtime.world_size, runtime.device), dtype, cpu_offload=on_cpu, cast=False)
+        shard = sharder(_mesh(sharding, runtime), dtype, cpu_offload=on_cpu, cast=False)
     with runtime.together("loading the reference"):
         model = load_model(path, dtype, "cpu" if on_cpu else runtime.device, shard)
     require_finite(model, path, runtime)
     return model.requires_grad_(False)
+
+
+@functools.cache
+def _mesh(sharding: ShardingConfig, runtime: Runtime) -> DeviceMesh:
+    """Made once: its groups of ranks are never freed, and a refreshed reference is loaded again and again."""
+    return make_mesh(sharding, runtime.world_size, runtime.device)
 
 
 def require_finite(model: Decoder, path: str, runtime: Runtime) -> None:

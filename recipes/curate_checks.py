@@ -63,7 +63,7 @@ def _check_files(config: CurateRecipe) -> None:
                 raise ValueError(f"{path} is a folder: --{option} must name a file, or be left out")
     read = [*text_files(sources.texts), *sources.posts, sources.questions, held_out]
     for path in filter(None, read):
-        if config.run.folder.resolve() in path.resolve().parents:
+        if config.run.folder.resolve() == path.resolve().parent:
             raise ValueError(
                 f"{path} lies in {config.run.folder}, whose files this run replaces: choose another --run.folder, or "
                 "move the file"

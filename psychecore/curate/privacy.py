@@ -69,6 +69,12 @@ _SURNAMES = (
 _NO_NAME = (
     "There|Everyone|All|Friend|You|Reader|And|But|I|God|Dr|In|On|At|As|The|My|If|When|Is|It|So|Not|Just|Very|Here"
 )
+# Words that begin like a name, or are one as well: what stands elsewhere need not be the same person.
+_WORD = "(?:高[兴中考三]|安静|周[围末]|任何|方便|严[重厉]|何必|马上|万一|白天|金钱|石头|孔子)"
+_WORDS = frozenset(
+    "Will May Hope Grace Joy Faith Mark Bill Rose Dawn Angel Summer Sunny Please Thanks Sir Madam Doctor Therapist "
+    "Counselor Counsellor Guys Folks Everybody Anyone Someone World".split()
+)
 _CAPITAL, _SMALL = "[A-Z\u00c0-\u00d6\u00d8-\u00de\u0100-\u017f]", "[a-z\u00df-\u00f6\u00f8-\u017f]"
 _PART = (  # Tim, Łukasz, Müller, O'Brien, McDonald, Smith-Jones; never half a word
     f"(?:[OD]['’]|Ma?c)?{_CAPITAL}{_SMALL}+(?:-{_CAPITAL}{_SMALL}+)*(?![^\\W\\d_\u4e00-\u9fff])"
@@ -84,7 +90,7 @@ _NAME = patterns(
     (?P<e>[A-Z][a-z]+(?: [A-Z][a-z.]+)?)\s*\Z
     (?P<f>[A-Z][a-z]+(?: [A-Z][a-z.]+)?), ?(?:LMFT|LCSW|LPC|LMHC|PsyD|Psy\.D|Ph\.?D|M\.?A\b|M\.?S\b)
     \b(?P<g>(?:<GIVEN>))\b
-    我(?:的名字)?叫(?P<m>(?:<COMPOUND>|<SURNAMES>)[\u4e00-\u9fff]{1,2}?)(?=[\s\d；;]|今年)
+    我(?:的名字)?叫(?!<WORD>)(?P<m>(?:<COMPOUND>|<SURNAMES>)[\u4e00-\u9fff]{1,2}?)(?=[\s\d；;]|今年)
     我(?:的名字)?(?:叫|是)(?P<h>(?:<COMPOUND>|<SURNAMES>)[\u4e00-\u9fff]{1,2})(?=[,，。.!！、]|$)
     (?P<i><SURNAMES>[\u4e00-\u9fff]{0,2}?(?=先生|女士|老师|医生|主任|咨询师|教授|律师|经理|阿姨|叔叔))
     我的?(?:老公|丈夫|老婆|妻子|男友|女友|男朋友|女朋友|儿子|女儿|同学|朋友|同事|室友)(?P<k><PLAIN>[\u4e00-\u9fff]{1,2}?)(?=<BEHIND>)
@@ -92,6 +98,7 @@ _NAME = patterns(
     """,
     GIVEN=_GIVEN,
     PART=_PART,
+    WORD=_WORD,
     FULL=f"{_PART}(?: {_PART})?",
     RELATION=_RELATION,
     SURNAMES=f"[{_SURNAMES}]",
@@ -111,7 +118,7 @@ _CONTACT = patterns(
     (?:微信|[Vv][Xx]|[Vv]信|[Qq][Qq]|[Ww]e[Cc]hat)号?(?=[A-Za-z_-]{0,15}\d)[A-Za-z0-9_-]{5,20}
     [\u4e00-\u9fff]{2,12}(?:路|街|巷|大道|胡同|小区)\d{1,5}(?:号|弄|栋)(?:\d{1,4}(?:号楼|栋|单元|室|号))*
     (?<![\d.])\+?\(?\d[\d ()/-]{4,}\d(?![\d.]*\d)
-    (?<![\d.])(?=(?:\.?\d){9})\d{2,4}(?:\.\d{2,4}){2,4}(?![\d.]*\d)
+    (?<![\d.])(?:0\d(?:\.\d\d){4}|1[3-9]\d\.\d{4}\.\d{4}|\d{3}\.\d{3}\.\d{4})(?![\d.]*\d)
     \b\d{1,5} (?:[A-Z][a-z]+ ){1,3}(?:Street|St|Avenue|Ave|Road|Rd|Lane|Drive|Boulevard|Blvd)\b
     """
 )
@@ -130,10 +137,11 @@ def private_data(text: str, known: Iterable[str] = ()) -> list[Private]:
     for match in _NAME.finditer(text):
         group = match.lastgroup or ""
         found.append(Private("name", match[group], match.start(group), match.end(group)))
-    for name in {*known, *names_in(text)}:  # wherever else it stands
-        edge = r"\b" if name[0] < "\u4e00" else ""
+    latin = {one.text for one in found if one.kind == "name" and one.text[0] < "\u4e00"}
+    for name in {*known, *latin, *names_in(text)}:  # wherever else it stands
+        before, behind = (r"\b", r"\b") if name[0] < "\u4e00" else ("", f"(?!{name[-1]})")  # 王明 is not in 王明明
         found.extend(
-            Private("name", name, *match.span()) for match in re.finditer(rf"{edge}{re.escape(name)}{edge}", text)
+            Private("name", name, *match.span()) for match in re.finditer(before + re.escape(name) + behind, text)
         )
     ordered: list[Private] = []
     for one in sorted(set(found), key=lambda one: (one.start, -one.end)):
@@ -145,14 +153,14 @@ def private_data(text: str, known: Iterable[str] = ()) -> list[Private]:
 def names_in(text: str) -> frozenset[str]:
     """Names that the text gives away and that mean the same person elsewhere, whole and of two words the first.
 
-    In Chinese only after 叫: what looks like a name before a title or after 是 may be a word.
+    Not those that are words too ("Hope"); in Chinese what follows 叫: before a title or after 是 may be a word.
     """
     found: set[str] = set()
     for match in _NAME.finditer(text):
         name = match[match.lastgroup or 0]
-        if name[0] < "\u4e00" or "叫" in match[0]:
+        if name[0] < "\u4e00" or ("叫" in match[0] and not re.match(_WORD, name)):
             found |= {name, name.partition(" ")[0]}
-    return frozenset(found)
+    return frozenset(found - _WORDS)
 
 
 def without_private_data(text: str, language: str, known: Iterable[str] = ()) -> str:

@@ -118,27 +118,30 @@ _LETTERS = (
     rf"(?!{_WORD}|[\u0300-\u036f]|['’-]\w|[型类组级班某]|\.[A-Z]\.)"
 )
 _OPENER, _CLOSER = r"[(\[\"'“‘「【<]?", r"[)\]\"'”’」】>]?"
-_JOIN = r"(?:,? (?:and|plus) | ?[,、/&+](?: ?(?:and |和|与|以?及))? ?| ?(?:和|与|以?及|跟) ?| )(?:[Oo]ptions? |选项 ?)?"
-_JOIN = rf"(?:{_JOIN}(?!\([A-J]{{1,10}}[^A-J)]))"  # "B (A is too broad)" goes no further than B
+_JOIN = (
+    r"(?:,? (?:and|plus) | ?[,、/&+](?: ?(?:and |和|与|以?及))? ?| ?(?:和|与|以?及|跟) ?"
+    r"| (?!\([A-J]{1,10}[^A-J)]))(?:[Oo]ptions? |选项 ?)?"  # "B (A is too broad)" goes no further than B
+)
 _LIST = re.compile(
     rf"(?<!{_WORD})[A-J](?:\. ?[A-J]){{1,9}}(?=\.?\s*(?:\n|$))"  # "A. B. C."; before a name these are initials
     rf"|{_OPENER}{_LETTERS}(?:(?:{_CLOSER}{_JOIN}{_OPENER}|[)\]】][(\[【]){_LETTERS})*"
 )
 
 
-# What calls a letter wrong ends there, or goes on as a remark does: "B 错觉" and "B (false memory)" name an option.
-_END = r"(?= ?[,;:.。!?、)\]\n]| ?$| (?:because|since|as|here|too|for|in)\b|[的了在因])"
-_WRONG = (
-    r"(?:(?i:(?:clearly |also |both )?(?:wrong|incorrect|false|not (?:correct|right|it))|no)\b"
-    rf"{_END}|(?:都|均|也)?(?:错误?|不对|不正确|不是|有误|[×✗✘❌]){_END}|不是(?=正确|答案|最)|(?:都|均|也)?不符)"
+# "B: no reinforcer follows", "B (false memory)" and "选B错觉" name an option; so such words must end a clause here.
+_END = r"(?= ?[,;:.。!?、)\]\n(–—-]| ?$| [A-J]\b| (?:because|since|as|here|too|for|in)\b|[的了在因])"
+_BAD = (
+    r"(?i:(?:clearly |also |both )?(?:wrong|incorrect|not (?:correct|right|it)\b))"
+    r"|错(?!觉)|不对(?!应)|不正确|不符|有误"
 )
+_WRONG = rf"(?:(?:都|均|也)?(?:{_BAD}|不是(?! ?[A-J](?!\w)))|(?i:false|no)\b{_END}|[×✗✘❌]{_END})"
 _SINGLE = rf"(?<!{_WORD})[A-J](?!{_WORD})"
 _REJECTED = re.compile(
     rf"(?P<before>{_SINGLE}(?:(?:[、/]| ?[和与及] ?|,? (?:and|or) ){_SINGLE}){{0,9}})"
     rf"(?=[)\]\"'”’」】]?(?: ?选项|项)?(?: ?[:(-])?"
     rf"(?: (?:is|are|was|were|would be) (?i:(?:clearly |also |both )?(?:wrong|incorrect|false|not ))| ?{_WRONG}))"
-    rf"|^(?P<listed>[A-J])(?=[.、] ?{_WRONG} ?[.;。]?$)"
-    rf"|^(?P<marked>[A-J])(?=[.):、][^\n]{{0,200}}\({_WRONG})"
+    rf"|^(?P<listed>[A-J])(?=[.、] ?{_WRONG}误?的? ?[.;。]?$)"
+    rf"|^(?P<marked>[A-J])(?=[.):、][^\n]{{0,200}}\((?:{_BAD}))"
     r"|(?:\b(?i:not|isn['’]t|aren['’]t|rather than|instead of) (?i:options? )?"
     r"|(?:而非|不是|不选|不应选|排除) ?(?:选项 ?)?)"
     rf"(?P<after>{_SINGLE}(?:(?: ?[、/] ?| ?[和与及或] ?|,? (?:and|or|nor) |, ){_SINGLE}){{0,9}})",
@@ -149,11 +152,16 @@ _REJECTED = re.compile(
 def _without_rejected(answer: str, texts: Mapping[str, str]) -> str:
     """Letters that are called wrong in lower case, which is not read: "B (A is wrong)", "不是A", "C. x (incorrect)"."""
 
+    several = len(re.findall(r"^[A-J][.、]", answer, re.MULTILINE)) > 1  # verdicts on one option a line
+
     def reject(match: re.Match[str]) -> str:
         piece = match["before"] or match["marked"] or match["listed"] or match["after"]
-        if not match["after"] and _after_own_text(answer, match.end(), piece[-1], texts) and not match["marked"]:
-            return match[0]
-        if match["listed"] and not texts:  # "B. 错误" may be the option's text
+        if match["listed"]:
+            verdict = answer[match.end() + 1 :].partition("\n")[0].strip(" .;。")
+            own = texts.get(piece, "")
+            if not several or not texts or (verdict in own and len(own) <= len(verdict) + 2):
+                return match[0]
+        if match["before"] and _after_own_text(answer, match.end(), piece[-1], texts):
             return match[0]
         return match[0].replace(piece, piece.lower())
 
@@ -161,9 +169,9 @@ def _without_rejected(answer: str, texts: Mapping[str, str]) -> str:
 
 
 _BEHIND = re.compile(r"[⟧\s.):、\]】(\[:-]{0,5}")  # a letter, before its option's text
-_NEXT = re.compile(
-    r"[\s,;.。、)\]】]*(?:(?:and|和|与|及|以及) ?)?[(\[【]?(?=⟦[A-J]⟧)"
-)  # that text, before the next letter
+_GAP = r"[\s,;.。、)\]】]*(?:(?:and|和|与|及|以及) ?)?[(\[【]?"  # behind that text
+_NEXT = re.compile(rf"{_GAP}(?=⟦[A-J]⟧)")
+_LAST = re.compile(rf"[ ,;.。、)\]】]*$|{_GAP}⟦", re.MULTILINE)  # an item ends there: "C. Shaping is ..." is a remark
 
 
 def _after_own_text(answer: str, at: int, letter: str, texts: Mapping[str, str]) -> int:
@@ -177,10 +185,14 @@ def _chain(answer: str, at: int, letters: str, texts: Mapping[str, str]) -> str:
     found, last = "", letters[-1]
     while (end := _after_own_text(answer, at, last, texts)) and (gap := _NEXT.match(answer, end)):
         following, at = answer[gap.end() + 1], gap.end() + 2
-        if following <= last and not _after_own_text(answer, at, following, texts):
-            break  # an initial
+        end = _after_own_text(answer, at, following, texts)
+        if following in letters + found or not end or not _LAST.match(answer, end):
+            break
         found, last = found + following, following
     return found
+
+
+_ENDS_IN_LETTER = re.compile(r"(?<!\w)[A-J] ?$")  # and then a remark: "B (A is too narrow)"
 
 
 def _bracket_letters(answer: str, letters: str) -> str:
@@ -190,8 +202,9 @@ def _bracket_letters(answer: str, letters: str) -> str:
         named = re.sub("[^A-J]", "", match[0])
         is_word = any(len(set(run)) < len(run) for run in re.findall("[A-J]+", match[0]))  # ABA, ADD, BB
         is_pronoun = named == "I" and "I" not in letters
-        remark = match[0][0] == "(" and match.string[match.end() : match.end() + 1] != ")"  # "(A is too narrow)"
-        return match[0] if is_word or is_pronoun else f"{'(' * remark}⟦{_sorted(named)}⟧"
+        ends, before = match.end(), match.string[max(match.start() - 3, 0) : match.start()]
+        remark = match[0][0] == "(" and match.string[ends : ends + 1] != ")" and _ENDS_IN_LETTER.search(before)
+        return match[0] if is_word or is_pronoun else f"{'(' if remark else ''}⟦{_sorted(named)}⟧"
 
     return _LIST.sub(bracket, answer)
 

@@ -119,8 +119,9 @@ class Sampler:
     ) -> Iterator[Piece]:
         """The same samples as `generate`, piece by piece as they are said, samples interleaved.
 
-        Joined, a sample's pieces are its text; a character whose bytes are not complete waits for them. Arguments and
-        errors as for `generate`. The weights must not change until the iterator is exhausted or closed.
+        Joined, a sample's pieces are its text, but for the <think> that its prompt may end in; a character whose bytes
+        are not complete waits for them. Arguments and errors as for `generate`. The weights must not change until the
+        iterator is exhausted or closed.
         """
         prompt_ids = [self._encode(prompt) for prompt in prompts]
         engine = self._engine(prompt_ids, params, samples_per_prompt, prompt_keys)

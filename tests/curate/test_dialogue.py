@@ -15,7 +15,7 @@ from psychecore.curate.advice import advice_sentences, lost_advice
 from psychecore.curate.dialogue import Dialogue, DialogueConfig, clean_rewrite, verdict_fault
 from psychecore.curate.empathy import understanding
 from psychecore.curate.generator import Reply, Request
-from psychecore.curate.privacy import private_data, without_private_data
+from psychecore.curate.privacy import names_in, private_data, without_private_data
 from psychecore.curate.prompts import load_prompts
 from psychecore.curate.risk_reply import plays_down, reply_fault
 from psychecore.curate.stage import Outcome, run_stage
@@ -261,7 +261,10 @@ def test_names_and_contact_data_are_out_of_post_and_prompt() -> None:
         ("我叫张伟今年25岁，大家都说张伟没用", ["张伟", "张伟"]),
         ("我叫李明 今年很累", ["李明"]),
         ("Ring 138.1234.5678 or 06.12.34.56.78.", ["138.1234.5678", "06.12.34.56.78"]),
-        ("On 2024.11.27 it was 3.14159265 of them.", []),
+        ("On 2024.11.27 it was 3.14159265 of them, from 2010.2011.2012.2013 on 12.03.2024.15.30.", []),
+        ("大家好，我叫张乐乐。张乐很不高兴。", ["张乐乐"]),
+        ("我叫王明，我弟弟叫王明明。", ["王明"]),
+        ("我叫周围 的人安静，周围的人都不理我", []),
         ("My boyfriend Keanu left. Keanu was rude.", ["Keanu", "Keanu"]),
         ("Ask Dr. Okafor about it.", ["Okafor"]),
         ("Sleep well.\n- Robin", ["Robin"]),
@@ -292,6 +295,20 @@ def test_a_name_that_post_or_reply_gives_away_is_gone_from_both_and_may_not_come
     assert "Tomasz" not in sent
     assert "Okan" not in sent
     assert outcome.rejected[0].reason == "name_left"
+
+
+@pytest.mark.parametrize(
+    ("post", "reply"),
+    [
+        ("My friend Will hurt me.", "Will you talk to him? Will it help?"),
+        ("My daughter Hope is ill.", "Hope this helps."),
+        ("Hello Please help me. I feel sad.", "Please call 988."),
+        ("Hi Counselor, I am sad.", "As a Counselor I hear you."),
+        ("大家好，我叫高兴。", "你不高兴是正常的。"),
+    ],
+)
+def test_a_name_that_is_a_word_stays_one_elsewhere(post: str, reply: str) -> None:
+    assert without_private_data(reply, "en", names_in(post)) == reply
 
 
 def test_taking_private_data_out_leaves_none() -> None:

@@ -277,9 +277,19 @@ def test_contradictions_follow_the_documented_rule(answer: str, letters: str) ->
         ("答案：B (A项过于绝对)", "B"),
         ("B (A is too narrow)", "B"),
         ("B（A项过于绝对）", "B"),
+        ("The answer is (B: Operant).", "B"),  # a bracket around more than the letter
+        ("the answer is: (A and C, both).", "AC"),
+        ("答案是（B。）", "B"),
+        ("- (B. x)", "B"),
+        ("A, B and (C, D)", "ABCD"),
+        ("A: Incorrect - it is too broad.\nB: Correct - fits.", "B"),
+        ("A: Wrong choice.\nB: Right choice.", "B"),
+        ("A. x (wrong answer)\nB. y (right answer)", "B"),
+        ("A. x (错误选项)\nB. y(正确选项)", "B"),
+        ("A: no B: yes C: no", None),
     ],
 )
-def test_remarks_and_verdicts_are_told_from_options(answer: str, letters: str) -> None:
+def test_remarks_and_verdicts_are_told_from_options(answer: str, letters: str | None) -> None:
     assert parse_answer(answer, "ABCD").letters == letters
 
 
@@ -299,6 +309,9 @@ def test_remarks_and_verdicts_are_told_from_options(answer: str, letters: str) -
         ("A. 正确\nB. 错误\nC. 正确\nD. 错误", "AC"),
         ("A. Correct\nB. Incorrect\nC. Correct", "AC"),
         ("答案：A. 烦躁，不像 C. 错觉", "A"),  # not the next item of a list
+        ("答案：B. 与丈夫吵架\nC涉及知觉", "B"),
+        ("答案：B 与丈夫吵架。C是知觉，D不对。", "B"),
+        ("答案：B. 与丈夫吵架\nC. 错觉是另一回事", "B"),
         ("C. 错觉 A. 烦躁", "AC"),
     ],
 )
@@ -307,7 +320,7 @@ def test_options_texts_tell_where_the_next_letter_stands(answer: str, letters: s
     assert parse_answer(answer, texts).letters == letters
 
 
-@pytest.mark.parametrize("answer", ["答案：B 错误", "答案：B（错误）", "B. 错误", "B"])
+@pytest.mark.parametrize("answer", ["答案：B 错误", "答案：B（错误）", "B. 错误", "B. 错", "B. 不对", "B"])
 def test_an_option_may_be_a_verdict(answer: str) -> None:
     assert parse_answer(answer, {"A": "正确", "B": "错误"}).letters == "B"
 
@@ -359,6 +372,7 @@ def test_thinking_never_decides(thinking: str) -> None:
 UNITS = [
     "A", "A ", "A, ", "A. ", "ABA ", "(", "a", " ", "\x00", "\n", "\nA", "answer is ", "answer to ", "the answer is A ",
     "The answer is A. ", "选", "选A", "不", "答案", "B is correct ", "⟦", "ﷺ", "\u0301", "the ", "not ", "*", "A or ",
+    "A. x\n", "A:x,", "A.愤怒。", "A. x B. x ", "(A x",
 ]  # fmt: skip
 
 
@@ -382,6 +396,6 @@ def seconds(text: str) -> float:
     times = []
     for _ in range(3):
         start = time.process_time()
-        parse_answer(text, "ABCD")
+        parse_answer(text, {"A": "x", "B": "x", "C": "愤怒", "D": "Shaping"})
         times.append(time.process_time() - start)
     return min(times)
