@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.runtime import BlockReference, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -42,13 +43,26 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
 HANDED_BY_JINJA = ("_loop_vars", "_block_vars")  # keyword arguments of every call, for functions that ask for them
 
 
+class _Generation(Extension):
+    """`{% generation %}`, which marks an assistant's words for transformers' masks: what stands in it is rendered."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 has it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The nodes of the body."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
     """A jinja2 environment as transformers sets it up, within the two fences. It renders one template at a time."""
 
     intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], finalize=self._output)
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation], finalize=self._output
+        )
         meter = self.meter = Meter()
         self.concat = self._concat  # type: ignore[method-assign]
         self.globals = {"dict": dict, "namespace": Namespace, "range": _range, "raise_exception": _raise}

@@ -29,12 +29,16 @@ CONVERSATIONS = {
 
 @pytest.fixture(scope="module")
 def thinking_folder(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Qwen3's tokenizer with a template that opens the think block itself, as that of Qwen3-Thinking-2507 does."""
+    """Qwen3's tokenizer with a template that opens the think block itself, as that of Qwen3-Thinking-2507 does.
+
+    It also holds a mark for transformers' masks.
+    """
     folder = tmp_path_factory.mktemp("tokenizer") / "qwen3-thinking"
     shutil.copytree(shared_folder / "data" / "tokenizers" / "qwen3", folder)
     config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     head, prompt, _ = config["chat_template"].rpartition("{%- if add_generation_prompt %}")
-    config["chat_template"] = f"{head}{prompt}{{{{- '<|im_start|>assistant\\n<think>\\n' }}}}{{%- endif %}}"
+    opens = "{% generation %}{{- '<|im_start|>assistant\\n<think>\\n' }}{% endgeneration %}{%- endif %}"
+    config["chat_template"] = head + prompt + opens
     (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
     return folder
 
