@@ -9,7 +9,7 @@ question run in one packed forward pass in which the prompt stands once. Two for
   shortest option tends to win. A set of options is their texts joined by "; ".
 
 A set of several letters has more tokens than one letter, so for multiple-choice questions normalising matters anyway.
-The prompt asks for the bare answer, without thinking.
+The prompt asks for the bare answer, without thinking; where the template opens a think block, it is closed at once.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from psychecore.data.prompts import question_messages
 from psychecore.data.records import Question
 from psychecore.evaluate.item import Item
 from psychecore.model.decoder import Decoder
-from psychecore.text.chat import Message
+from psychecore.text.chat import Message, opens_thinking
 from psychecore.train.token_logprobs import batch_logprobs
 
 Form = Literal["letter", "text"]
+NO_THINKING = "\n</think>\n\n"
 TOKENS, KEYS = 8192, 262_144  # of one forward pass: distinct tokens, and keys that segments gather
 SYSTEM = {
     "letter": {
@@ -78,7 +79,8 @@ def candidate_scores(
     tokenizer = sampler.tokenizer
     batch: list[_Asked] = []
     for item in items:
-        prompt = tokenizer.render_chat(likelihood_messages(item, form), add_generation_prompt=True).ids
+        rendered = tokenizer.render_chat(likelihood_messages(item, form), add_generation_prompt=True)
+        prompt = rendered.ids + (tokenizer.encode(NO_THINKING) if opens_thinking(rendered.text) else [])
         texts = candidate_texts(item.question, form)
         asked = _Asked(prompt, {letters: tokenizer.encode(text) for letters, text in texts.items()})
         if batch and not _fits(batch, asked):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,22 @@ def test_normalising_divides_by_the_tokens_of_the_option(workplace: Path) -> Non
     encode = generator.load().tokenizer.encode
     for letters, text in candidate_texts(item("x").question, "text").items():
         assert means[letters] == pytest.approx(sums[letters] / len(encode(text)))
+
+
+def test_a_think_block_that_the_template_opens_is_closed_before_the_answer(workplace: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(workplace / "model", tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    opens = config["chat_template"].replace("assistant\n' }}", "assistant\n<think>\n' }}")
+    assert opens != config["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": opens}), "utf-8")
+    generator = LocalGenerator(str(folder))
+    [scores] = candidate_scores(generator, [item("x")], "letter", False)
+    model, tokenizer = generator.load().model, generator.load().tokenizer
+    asked = tokenizer.render_chat(likelihood_messages(item("x"), "letter"), add_generation_prompt=True)
+    assert asked.text.endswith("<|im_start|>assistant\n<think>\n")
+    closed = asked.ids + tokenizer.encode("\n</think>\n\n")
+    expected = ending_logprobs(model, [(closed, tokenizer.encode(letter)) for letter in "ABC"])
+    assert scores == pytest.approx(dict(zip("ABC", expected, strict=True)), abs=1e-4)
 
 
 def test_an_option_that_says_a_control_token_is_plain_text(workplace: Path) -> None:
