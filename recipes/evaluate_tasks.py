@@ -110,10 +110,12 @@ def fingerprint(rows: Sequence[Any]) -> str:
 def _pceb(benchmark: BenchmarkOptions) -> Iterator[Task]:
     assert benchmark.pceb is not None
     found = pceb.read_pceb(benchmark.pceb)
-    items = first_of_each(found.items, "column", benchmark.limit)
-    weights = pceb.column_weights({item.groups["column"]: 1 for item in items})
-    averages = {"standard": (weights, False), "elastic": (weights, True)}
-    yield ChoiceTask("pceb", items, ("column", "area", "tier"), "column", averages, found.problems)
+    if items := first_of_each(found.items, "column", benchmark.limit):
+        weights = pceb.column_weights({item.groups["column"]: 1 for item in items})
+        averages = {"standard": (weights, False), "elastic": (weights, True)}
+        yield ChoiceTask("pceb", items, ("column", "area", "tier"), "column", averages, found.problems)
+    elif not benchmark.essays:
+        raise ValueError(f"{benchmark.pceb} holds essays only, and benchmark.essays is false")
     if found.essays and benchmark.essays:
         try:
             text_overlap("试", "试")  # an absent package is told now, not after hours

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import cli
 import evaluate
 import pytest
 from evaluate_options import EvaluateRecipe
+from evaluate_tasks import read_tasks
 from tests_replies import Scripted
 
 from psychecore.curate.generator import LocalGenerator, Reply, Request
+from psychecore.evaluate import text_overlap
 
 
 def question(answer: str = "B", stem: str = "问题") -> dict[str, Any]:
@@ -59,6 +62,25 @@ def always(text: str, name: str = "model") -> Scripted:
     model = Scripted(lambda request: text, name)
     model.identity = f"says {text}"
     return model
+
+
+def test_a_folder_of_essays_only_has_no_choice_task_and_an_absent_package_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("jieba")
+    case = {"id": 1, "general_info": "女", "case_introduction": "失眠。"}
+    row = case | {"questions_and_answers": [{"question": "简述？（5分）", "answer": "（1）甲（5分）。"}]}
+    (tmp_path / "cases" / "essay" / "third").mkdir(parents=True)
+    (tmp_path / "cases" / "essay" / "third" / "c.json").write_text(json.dumps([row]), "utf-8")
+    flags = ["--model.path=m", "--run.folder=r", f"--benchmark.pceb={tmp_path}"]
+    assert [task.name for task in read_tasks(cli.load_config(EvaluateRecipe, flags, None))] == ["pceb_essays"]
+    with pytest.raises(ValueError, match=r"holds essays only, and benchmark.essays is false"):
+        read_tasks(cli.load_config(EvaluateRecipe, [*flags, "--benchmark.essays=false"], None))
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    text_overlap._load.cache_clear()
+    with pytest.raises(ValueError, match=r"eval.*--benchmark.essays false"):
+        read_tasks(cli.load_config(EvaluateRecipe, flags, None))
+    text_overlap._load.cache_clear()
 
 
 def test_the_recipe_scores_reports_and_keeps_every_prediction(
