@@ -135,11 +135,11 @@ _BAD = (
     r"|错(?!觉)|不对(?!应)|不正确|不符|有误"
 )
 _WRONG = rf"(?:(?:都|均|也)?(?:{_BAD}|不是(?! ?[A-J](?!\w)))|(?i:false|no)\b{_END}|[×✗✘❌]{_END})"
-_SINGLE = rf"(?<!{_WORD})[A-J](?!{_WORD})"
+_SINGLE, _IS = rf"(?<!{_WORD})[A-J](?!{_WORD})", " (?:is|are|was|were|would be)"
 _REJECTED = re.compile(
     rf"(?P<before>{_SINGLE}(?:(?:[、/]| ?[和与及] ?|,? (?:and|or) ){_SINGLE}){{0,9}})"
     rf"(?=[)\]\"'”’」】]?(?: ?选项|项)?(?: ?[:(-])?"
-    rf"(?: (?:is|are|was|were|would be) (?i:(?:clearly |also |both )?(?:wrong|incorrect|false|not ))| ?{_WRONG}))"
+    rf"(?:{_IS} (?i:(?:clearly |also |both )?(?:false|no)\b)|(?:{_IS})? ?{_WRONG}))"
     rf"|^(?P<listed>[A-J])(?=[.、] ?{_WRONG}误?的? ?[.;。]?$)"
     rf"|^(?P<marked>[A-J])(?=[.):、][^\n]{{0,200}}\((?:{_BAD}))"
     r"|(?:\b(?i:not|isn['’]t|aren['’]t|rather than|instead of) (?i:options? )?"

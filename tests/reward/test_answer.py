@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from psychecore.data.prompts import answer_text
 from psychecore.data.records import Question
+from psychecore.evaluate.pceb import read_pceb
 from psychecore.reward.answer import MAX_ANSWER, parse_answer
 
 PHRASINGS = [
@@ -318,6 +320,31 @@ def test_remarks_and_verdicts_are_told_from_options(answer: str, letters: str | 
 def test_options_texts_tell_where_the_next_letter_stands(answer: str, letters: str) -> None:
     texts = {"A": "烦躁", "B": "与丈夫吵架", "C": "错觉", "D": "是错误认知"}
     assert parse_answer(answer, texts).letters == letters
+
+
+FORMS = {
+    "letters": ("故选{}", "、", "{0}"),
+    "one line": ("答案：{}", " ", "{0}. {1}"),
+    "paragraphs": ("答案：\n\n{}", "\n\n", "{0}. {1}"),
+    "no mark": ("答案：{}", "、", "{0} {1}"),
+    "brackets": ("答案：{}", "、", "{0}（{1}）"),
+    "a list": ("{}", "\n", "{0}. {1}"),
+    "English": ("The answer is {}.", ", ", "{0}. {1}"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_keys_of_a_real_benchmark_are_read_back_in_any_form(form: str, shared_folder: Path) -> None:
+    """Options that are letters themselves (P量表, SCL-90) may be too much for it: at most 2 in 100."""
+    whole, joint, item = FORMS[form]
+    questions = [one.question for one in read_pceb(shared_folder / "data" / "pceb").items]
+    said = [
+        whole.format(joint.join(item.format(letter, question.options[letter]) for letter in question.answer))
+        for question in questions
+    ]
+    wrong = [text for text, q in zip(said, questions, strict=True) if parse_answer(text, q.options).letters != q.answer]
+    assert len(questions) > 1800
+    assert len(wrong) <= len(questions) * 0.02, wrong[:5]
 
 
 @pytest.mark.parametrize("answer", ["答案：B 错误", "答案：B（错误）", "B. 错误", "B. 错", "B. 不对", "B"])
