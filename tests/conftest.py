@@ -33,8 +33,8 @@ if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
 
 
-# Files of a minute or more: begun first, so that no worker idles at the end (with --no-loadscope-reorder).
-LONGEST = ("faults", "compiler", "recipes", "plan", "ranks", "interpreted")
+# Files of half a minute or more: begun first, so that no worker idles at the end (with --no-loadscope-reorder).
+LONGEST = "faults compiler recipes plan ranks interpreted curate rank_faults kills cli run_state sampler".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

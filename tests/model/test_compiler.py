@@ -171,7 +171,7 @@ def test_small_tensors_float64_and_other_processes_go_without() -> None:
         ({"CXX": "no-such-compiler"}, "no-such-compiler"),
         ({"CXX": "no-such-compiler", "TORCHDYNAMO_SUPPRESS_ERRORS": "1"}, "switched off"),
         pytest.param({"TORCHDYNAMO_DISABLE": "1"}, "switched off", marks=pytest.mark.slow),
-        ({"TORCH_COMPILE_DISABLE": "1"}, "switched off"),
+        pytest.param({"TORCH_COMPILE_DISABLE": "1"}, "switched off", marks=pytest.mark.slow),
     ],
 )
 def test_a_machine_that_does_not_compile_is_told_what_to_do(setting: dict[str, str], said: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from forked import in_a_fork
 from psychecore.curate.generator import Arrived, Reply, Request
 from psychecore.data.records import read_conversations, read_questions
 
-KILLS = int(os.environ.get("CURATE_KILLS", "20"))
+KILLS = int(os.environ.get("CURATE_KILLS", "12"))
 REPO = Path(__file__).resolve().parents[2]
 DATA = REPO / "recipes" / "data"
 NOT_COMPARED = {"timings.jsonl"}  # seconds

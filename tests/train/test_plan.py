@@ -85,7 +85,7 @@ def total(kinds: dict[str, float]) -> float:
     [
         ("tied", False),
         ("untied", True),
-        ("qk norm", False),
+        pytest.param("qk norm", False, marks=pytest.mark.slow),
     ],
 )
 def test_an_sft_step_takes_the_planned_memory(name: str, checkpoint: bool) -> None:
