@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat import Chat, change_params, main, model_folder
+from chat import Chat, _spoken, change_params, main, model_folder
 from chat_display import DIM, PLAIN, Screen, ThinkParts, harmless
 from chat_help import HELP_LINES, help_for
 from forked import wait
@@ -391,3 +391,11 @@ def test_on_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_ends(workplace: Path, t
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
         os.close(terminal)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kept"),
+    [("<think>x</think>\nB", "B"), ("x</think>B", "B"), ("B", "B"), ("<think>cut off", "..."), ("So <think>cut", "So")],
+)
+def test_a_thought_stays_out_of_later_turns_also_where_it_was_cut(reply: str, kept: str) -> None:
+    assert _spoken(reply) == kept
