@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
-from chat_display import OPEN, Screen
+from chat_display import Screen
 from chat_help import HELP_LINES, NOTICE, help_for
 from cli import main_guard
 
@@ -33,7 +33,7 @@ from psychecore.durable import create_file
 from psychecore.model.pretrained import load_model
 from psychecore.rollout.sampler import Sampler
 from psychecore.rollout.sampling import SamplingParams
-from psychecore.text.chat import Message, opens_thinking, split_think
+from psychecore.text.chat import OPEN, Message, opens_thinking, split_think
 from psychecore.text.tokenizer import Encoded, Tokenizer, load_tokenizer
 
 COMMANDS = {

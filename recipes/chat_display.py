@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterator
 from typing import Literal, TextIO
 
+from psychecore.text.chat import CLOSE, OPEN
+
 Thinking = Literal["dim", "hide"]
-OPEN, CLOSE = "<think>", "</think>"
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 # C0 but for tab and newline, DEL, C1, and what turns the direction of text: all can show what is not there
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

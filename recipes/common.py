@@ -205,7 +205,7 @@ def evaluate_sets(
     reports = {}
     for name, questions in sets.items():
         mine = share(questions, runtime.rank, runtime.world_size)
-        prompts = [_prompt(tokenizer, question) for question in mine]
+        prompts = [prompt_ids(tokenizer, question) for question in mine]
         longest = max(map(len, prompts), default=1) + options.max_new_tokens
         bar = f"evaluate {name}" if runtime.first else None
         with gathered(policy), runtime.together(f"evaluating {name}"):
@@ -225,7 +225,7 @@ def require_room(
     positions = ModelConfig.from_folder(model).context_length
     for name, questions in sets.items():
         for question in questions:
-            if (tokens := len(_prompt(tokenizer, question))) + options.max_new_tokens > positions:
+            if (tokens := len(prompt_ids(tokenizer, question))) + options.max_new_tokens > positions:
                 raise ValueError(
                     f"evaluation.files: question {question.id!r} of {name} has a prompt of {tokens} tokens; with "
                     f"evaluation.max_new_tokens {options.max_new_tokens} it exceeds the model's {positions} positions: "
@@ -233,7 +233,8 @@ def require_room(
                 )
 
 
-def _prompt(tokenizer: Tokenizer, question: Question) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, question: Question) -> list[int]:
+    """What the policy is asked, up to where its answer begins."""
     return tokenizer.render_chat(question_messages(question), add_generation_prompt=True).ids
 
 

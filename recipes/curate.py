@@ -24,7 +24,7 @@ from cli import dump_config, load_config, main_guard
 from curate_checks import check
 from curate_models import Models, what
 from curate_options import STAGES, CurateRecipe
-from curate_provenance import PROMPTED, benchmark_files, provenance, roles, text_files
+from curate_provenance import PROMPTED, benchmark_files, provenance, roles, source_files
 from curate_rows import DistinctOptions, OnlyNew, Passages, counted, first, remove_passes, write_rows
 
 from psychecore.curate.assemble import MANIFEST_FILE, OUTPUTS, Sources, assemble
@@ -104,10 +104,10 @@ class Curation:
             counts = [write_rows(self.folder / f"{kind}.jsonl", found) for kind, found in rows.items()]
             return StageCounts(sum(counts), sum(counts))
 
-        files = [*filter(None, (*options.posts, options.questions)), *text_files(options.texts)]
+        by_role = source_files(options)
+        files = [*by_role["posts"], *by_role["questions"], *by_role["text"]]
         outputs = ["passages.jsonl", "posts.jsonl", "given.jsonl"]
-        settings = [asdict(config.passages), limits, roles(options)]
-        self._whole("sources", files, outputs, settings, write)
+        self._whole("sources", files, outputs, [asdict(config.passages), limits, roles(options)], write)
 
     def _clean(self) -> None:
         for name, source in (("clean", "passages"), ("clean_posts", "posts"), ("clean_given", "given")):

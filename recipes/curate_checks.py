@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 from cli import read_toml
 from common import require
 from curate_options import CurateRecipe
-from curate_provenance import PROMPTED, text_files
+from curate_provenance import PROMPTED, source_files
 
 from psychecore.curate.prompts import load_prompts
 
@@ -16,13 +17,12 @@ def check(config: CurateRecipe) -> None:
     """Raises ValueError or FileNotFoundError: a folder of others, files that are not there, what can't be met."""
     _check_folder(config)
     _check_files(config)
-    stages = {config.run.stage}
-    if stages == {"all"}:
+    if config.run.stage == "all":
         for name in PROMPTED:
             load_prompts(config.run.prompts / f"{name}.toml")
         if not config.models.selectors:
             raise ValueError("no model is given as selectors: set models.selectors, at least one answers each question")
-    if stages & {"all", "select"} and (given := len(config.models.selectors)):
+    if config.run.stage in ("all", "select") and (given := len(config.models.selectors)):
         needed, samples = config.divide.selectors_needed, config.divide.samples_needed
         if needed > given or samples > config.select.samples:
             raise ValueError(
@@ -61,8 +61,7 @@ def _check_files(config: CurateRecipe) -> None:
             require(path, option)
             if path.is_dir() and option not in ("sources.texts", "decontaminate.benchmarks"):
                 raise ValueError(f"{path} is a folder: --{option} must name a file, or be left out")
-    read = [*text_files(sources.texts), *sources.posts, sources.questions, held_out]
-    for path in filter(None, read):
+    for path in chain(*source_files(sources).values(), given["hold_out.file"]):
         if config.run.folder.resolve() == path.resolve().parent:
             raise ValueError(
                 f"{path} lies in {config.run.folder}, whose files this run replaces: choose another --run.folder, or "

@@ -55,14 +55,21 @@ def text_files(path: Path | None) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
 
 
+def source_files(options: SourceOptions) -> dict[str, list[Path]]:
+    """The files of the sources by what they are read as."""
+    return {
+        "text": text_files(options.texts),
+        "posts": list(options.posts),
+        "questions": [options.questions] if options.questions else [],
+    }
+
+
 def roles(options: SourceOptions) -> dict[str, list[str]]:
     """The names of the sources by what they are read as; those of texts below their folder become names of passages."""
     base = options.texts if options.texts and options.texts.is_dir() else None
-    return {
-        "texts": [str(path.relative_to(base)) if base else path.name for path in text_files(options.texts)],
-        "posts": [path.name for path in options.posts],
-        "questions": [options.questions.name] if options.questions else [],
-    }
+    read = source_files(options)
+    texts = [str(path.relative_to(base)) if base else path.name for path in read["text"]]
+    return {"texts": texts, **{role: [path.name for path in read[role]] for role in ("posts", "questions")}}
 
 
 def benchmark_files(path: Path) -> list[Path]:
@@ -74,9 +81,7 @@ def _inputs(config: CurateRecipe) -> dict[str, Path]:
     """Every file that was read, by role."""
     options = config.sources
     groups = {
-        "text": text_files(options.texts),
-        "posts": list(options.posts),
-        "questions": [options.questions] if options.questions else [],
+        **source_files(options),
         "decisions": [Path(path) for path in options.decisions],
         "hold-out": [config.hold_out.file] if config.hold_out.file else [],
         "benchmark": [file for path in config.decontaminate.benchmarks for file in benchmark_files(Path(path))],

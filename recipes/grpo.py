@@ -22,6 +22,7 @@ from common import (
     evaluated_on_first,
     evaluation_due,
     load_policy,
+    prompt_ids,
     quarters,
     record_evaluation,
     require,
@@ -40,7 +41,6 @@ from grpo_reference import (
 from planning import warn_if_too_large
 from run_folder import check_hashes, end_step, hash_inputs, open_run_folder, resume, settle_dtype
 
-from psychecore.data.prompts import question_messages
 from psychecore.data.records import Question, read_questions
 from psychecore.data.stream import Stream, share
 from psychecore.model.pretrained import local_folder, save_model
@@ -213,7 +213,7 @@ def encode(questions: list[Question], tokenizer: Tokenizer, max_tokens: int) -> 
     """Prompt token ids of all questions. Raises ValueError for a prompt that is too long."""
     prompts = []
     for question in questions:
-        ids = tokenizer.render_chat(question_messages(question), add_generation_prompt=True).ids
+        ids = prompt_ids(tokenizer, question)
         if len(ids) > max_tokens:
             raise ValueError(
                 f"question {question.id!r} has a prompt of {len(ids)} tokens, more than data.max_prompt_tokens "

@@ -134,11 +134,12 @@ def private_data(text: str, known: Iterable[str] = ()) -> list[Private]:
             continue  # a span of years
         if not is_number or (len(digits) >= 7 and digits not in HELP_NUMBERS):
             found.append(Private("contact", match[0], match.start(), match.end()))
-    for match in _NAME.finditer(text):
+    named = list(_NAME.finditer(text))
+    for match in named:
         group = match.lastgroup or ""
         found.append(Private("name", match[group], match.start(group), match.end(group)))
     latin = {one.text for one in found if one.kind == "name" and one.text[0] < "\u4e00"}
-    for name in {*known, *latin, *names_in(text)}:  # wherever else it stands
+    for name in {*known, *latin, *_spreading(named)}:  # wherever else it stands
         before, behind = (r"\b", r"\b") if name[0] < "\u4e00" else ("", f"(?!{name[-1]})")  # 王明 is not in 王明明
         found.extend(
             Private("name", name, *match.span()) for match in re.finditer(before + re.escape(name) + behind, text)
@@ -155,8 +156,12 @@ def names_in(text: str) -> frozenset[str]:
 
     Not those that are words too ("Hope"); in Chinese what follows 叫: before a title or after 是 may be a word.
     """
+    return _spreading(_NAME.finditer(text))
+
+
+def _spreading(named: Iterable[re.Match[str]]) -> frozenset[str]:
     found: set[str] = set()
-    for match in _NAME.finditer(text):
+    for match in named:
         name = match[match.lastgroup or 0]
         if name[0] < "\u4e00" or ("叫" in match[0] and not re.match(_WORD, name)):
             found |= {name, name.partition(" ")[0]}

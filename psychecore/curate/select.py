@@ -15,7 +15,8 @@ from psychecore.curate.generator import Generator, Reply, Request
 from psychecore.curate.stage import Outcome, Rejection
 from psychecore.data.prompts import question_messages
 from psychecore.data.records import Question
-from psychecore.reward.answer import CLOSE, parse_answer
+from psychecore.reward.answer import parse_answer
+from psychecore.text.chat import CLOSE
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from psychecore.data.prompts import question_messages
 from psychecore.data.records import Question
 from psychecore.evaluate.item import Item
 from psychecore.model.decoder import Decoder
-from psychecore.text.chat import Message, opens_thinking
+from psychecore.text.chat import CLOSE, Message, opens_thinking
 from psychecore.train.token_logprobs import batch_logprobs
 
 Form = Literal["letter", "text"]
-NO_THINKING = "\n</think>\n\n"
+NO_THINKING = f"\n{CLOSE}\n\n"
 TOKENS, KEYS = 8192, 262_144  # of one forward pass: distinct tokens, and keys that segments gather
 SYSTEM = {
     "letter": {

@@ -28,7 +28,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-OPEN, CLOSE = "<think>", "</think>"
+from psychecore.text.chat import CLOSE, OPEN
+
 NOTHING_STATED = "no option letter is stated"
 MAX_ANSWER = 16_000  # characters; a longer answer is none, which bounds the time that hostile text can take
 
@@ -182,13 +183,13 @@ def _after_own_text(answer: str, at: int, letter: str, texts: Mapping[str, str])
 
 def _chain(answer: str, at: int, letters: str, texts: Mapping[str, str]) -> str:
     """The letters that follow a list which ends at `at`, each behind the whole text of the one before."""
-    found, last = "", letters[-1]
-    while (end := _after_own_text(answer, at, last, texts)) and (gap := _NEXT.match(answer, end)):
-        following, at = answer[gap.end() + 1], gap.end() + 2
-        end = _after_own_text(answer, at, following, texts)
+    found, end = "", _after_own_text(answer, at, letters[-1], texts)
+    while end and (gap := _NEXT.match(answer, end)):
+        following = answer[gap.end() + 1]
+        end = _after_own_text(answer, gap.end() + 2, following, texts)
         if following in letters + found or not end or not _LAST.match(answer, end):
             break
-        found, last = found + following, following
+        found += following
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from psychecore.reward.answer import CLOSE, OPEN
+from psychecore.text.chat import CLOSE, OPEN
 
 
 def format_score(text: str) -> float:

@@ -21,7 +21,7 @@ from psychecore.rollout.engine import SPAN, Engine, Sample, SamplerStats
 from psychecore.rollout.graphs import Capture, CudaCapture, whole
 from psychecore.rollout.sampling import SamplingParams, stream_key
 from psychecore.rollout.trajectory import Group, Rollout
-from psychecore.text.chat import Message, opens_thinking
+from psychecore.text.chat import OPEN, Message, opens_thinking
 from psychecore.text.tokenizer import Tokenizer
 
 
@@ -93,7 +93,7 @@ class Sampler:
         """
         prompt_ids = [self._encode(prompt) for prompt in prompts]
         engine = self._engine(prompt_ids, params, samples_per_prompt, prompt_keys)
-        opened = ["<think>" if opens_thinking(self.tokenizer.decode(ids[-8:])) else "" for ids in prompt_ids]
+        opened = [OPEN if opens_thinking(self.tokenizer.decode(ids[-8:])) else "" for ids in prompt_ids]
         found: dict[tuple[int, int], Rollout] = {}
         total = len(prompt_ids) * samples_per_prompt
         # disable=None: a bar on a terminal only, not in a log file

@@ -13,6 +13,7 @@ import jinja2
 from psychecore.text.meter import MAX_DEPTH
 from psychecore.text.template import Sandbox
 
+OPEN, CLOSE = "<think>", "</think>"
 ROLES = ("system", "user", "assistant", "tool")
 MAX_RENDERED = 16_000_000  # characters; a context of a million tokens is about a quarter of this
 
@@ -61,15 +62,15 @@ def split_think(text: str) -> tuple[str | None, str]:
     Example: "<think>a</think>\\nB" gives ("a", "B"). A template may open the block itself, so a text that only closes
     one is taken as starting inside it.
     """
-    head, closed, tail = text.partition("</think>")
+    head, closed, tail = text.partition(CLOSE)
     if not closed:
         return None, text
-    return head.rpartition("<think>")[2].strip(), tail.strip()
+    return head.rpartition(OPEN)[2].strip(), tail.strip()
 
 
 def opens_thinking(prompt: str) -> bool:
     """Whether a prompt ends in an open think block, which some templates (Qwen3-Thinking's) begin for the model."""
-    return prompt.rstrip().endswith("<think>")
+    return prompt.rstrip().endswith(OPEN)
 
 
 class ChatTemplate:

@@ -18,7 +18,7 @@ from typing import Any
 
 import tokenizers
 
-from psychecore.text.chat import ChatTemplate, Message, check_messages, opens_thinking, texts_in
+from psychecore.text.chat import OPEN, ChatTemplate, Message, check_messages, opens_thinking, texts_in
 from psychecore.untrusted import MAX_JSON, read_json, within
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -137,7 +137,7 @@ class Tokenizer:
         plain = {k: v for k, v in variables.items() if k != "enable_thinking"}
         without = self._template.render(asked, False, **plain)
         header = self._template.render(asked, True, **plain).removeprefix(without)
-        at = header.rfind("<think>") if opens_thinking(header) else len(header)
+        at = header.rfind(OPEN) if opens_thinking(header) else len(header)
         return header[:at], header[at:]
 
     def _stop_pattern(self) -> re.Pattern[str]:

@@ -73,13 +73,12 @@ class MicroBatch:
     batch: PackedBatch
     advantages_R: Tensor
     weights_R: Tensor
-    behaviour_R: Tensor
+    behaviour_R: Tensor | None  # the sampler's log-probs, but where they are the old ones
     old_R: Tensor | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
         """The micro-batch with its tensors on `device`."""
-        behaviour_R = self.behaviour_R.to(device)
-        old_R = None if self.old_R is None else behaviour_R if self.old_R is self.behaviour_R else self.old_R.to(device)
+        behaviour_R, old_R = (x if x is None else x.to(device) for x in (self.behaviour_R, self.old_R))
         return MicroBatch(
             self.batch.to(device), self.advantages_R.to(device), self.weights_R.to(device), behaviour_R, old_R
         )
@@ -160,7 +159,7 @@ def accumulate_gradient(
         loss_config,
         sequence_R=micro.batch.sequence_R,
         reference_R=reference_R,
-        behaviour_R=None if micro.old_R is micro.behaviour_R else micro.behaviour_R,
+        behaviour_R=micro.behaviour_R,
     )
     (loss * runtime.world_size).backward()  # FSDP2 averages over ranks; the weights already count all of them
     result = {name: float(value) for name, value in sums.items()}
@@ -241,7 +240,7 @@ def _fill_old(
     """Log-probs of the policy before its first step, for the ratios of the later ones."""
     for micro in (micro for micros in mini_batches for micro in micros):
         if config.old_is_the_samplers:
-            micro.old_R = micro.behaviour_R
+            micro.old_R, micro.behaviour_R = micro.behaviour_R, None
         else:
             with torch.no_grad():
                 micro.old_R = batch_logprobs(policy, micro.batch.to(runtime.device), temperature)[0].cpu()
