@@ -5,8 +5,9 @@
 
 Parts: kernels in bf16 against float64 (kernels), every attention back end that is there against torch's (attention),
 sampling with CUDA graphs against eager steps in float64, fp32 and bf16 (sampler), an FSDP2 step on one rank against a
-plain one (fsdp), and the kernels' times at Qwen2.5-7B's sizes (benchmarks). Each is a process with a time-out of its
-own; one that fails, hangs or crashes CUDA leaves the others alone. Exit code: 0 all passed, 1 some failed, 2 no GPU.
+plain one (fsdp), updates and rollouts of two ranks that share the GPU against those of one (ranks), and the kernels'
+times at Qwen2.5-7B's sizes (benchmarks). Each is a process with a time-out of its own; one that fails, hangs or
+crashes CUDA leaves the others alone. Exit code: 0 all passed, 1 some failed, 2 no GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ import torch
 from measure import RESULTS, machine
 
 HERE = Path(__file__).resolve().parent
-TIMEOUTS = {"kernels": 120, "attention": 55, "sampler": 80, "fsdp": 60, "benchmarks": 280}  # s; together below 600
+TIMEOUTS = {
+    "kernels": 120,
+    "attention": 55,
+    "sampler": 80,
+    "fsdp": 60,
+    "ranks": 90,
+    "benchmarks": 190,
+}  # s; together below 600
 NO_GPU = 2
 
 
@@ -76,6 +84,10 @@ def run_part(name: str, rehearsal: bool) -> int:
     device = torch.device("cpu" if rehearsal else "cuda")
     if name == "benchmarks":
         found = benchmarks(rehearsal)
+    elif name == "ranks":
+        import gate_ranks
+
+        found = gate_ranks.ranks(device, rehearsal)
     else:
         import gate_parts
 

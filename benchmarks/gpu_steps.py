@@ -2,11 +2,17 @@
 
     python benchmarks/gpu_steps.py                                   # Qwen2.5-0.5B and 1.5B, rollouts of 7B; minutes
     python benchmarks/gpu_steps.py --train Qwen2.5-0.5B --sample     # one model's updates, no rollouts
+    python benchmarks/gpu_steps.py --train Qwen2.5-7B --sample --ranks 8    # updates of the first of 8 ranks
+
 
 Settings are those of recipes/presets/psyche_r1_7b.toml, lengths those of plan.py's speeds: conversations of 600 tokens,
 prompts of 200, answers of 500. Weights are bf16 with fp32 masters, as at one rank of a recipe; activations are
 recomputed. Peak memory is that of sequences of the greatest length. mfu: FLOPs without recomputation over the GPU's
 data sheet.
+
+With --ranks the other ranks are made up: FSDP2 gathers copies of this rank's shards and reduces its own gradients. So
+memory and compute are those of a rank with its share of the step, and only the links' time is missing; the result is
+gpu_steps_of_N_ranks.json.
 """
 
 from __future__ import annotations
@@ -15,14 +21,17 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from gate_parts import Letters
 from measure import DEVICE, roof, save, synchronize
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import psychecore as pc
 from psychecore.model.attention import resolve_backend
@@ -33,6 +42,7 @@ from psychecore.train.metrics import training_flops
 from psychecore.train.optimizer import Optimizer
 from psychecore.train.plan import GIB, peak
 from psychecore.train.sft import sft_step
+from psychecore.train.sharding import ShardingConfig, make_mesh, sharder
 from psychecore.train.speed import rollout_seconds, update_seconds
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
@@ -48,10 +58,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", nargs="*", choices=MODELS, default=["Qwen2.5-0.5B", "Qwen2.5-1.5B"])
     parser.add_argument("--sample", nargs="*", choices=MODELS, default=["Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B"])
+    parser.add_argument("--ranks", type=int, default=1, help="of which this process is the first (updates only)")
     parser.add_argument("--gpu", default="H100-80", help="data sheet that predictions are for, as in plan.py")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("torch sees no CUDA device here")
+    if options.ranks > 1 and options.sample:
+        parser.error("--ranks is for updates, since sampling ranks do not meet: give --sample without a model")
+    file = "gpu_steps" if options.ranks == 1 else f"gpu_steps_of_{options.ranks}_ranks"
     planner = load_config(Planner, ["--config", str(PRESET), "--gpu", options.gpu], __doc__, skip=OTHERS)
     backends = {way: resolve_backend(DEVICE, torch.bfloat16, way == "cache") for way in ("segments", "cache")}
     result: dict[str, Any] = {"roof": roof(torch.bfloat16, DEVICE), "attention": backends, "rows": []}
@@ -59,21 +73,62 @@ def main() -> None:
     work += [(name, rollouts) for name in options.sample]
     for name, measure in work:
         torch.cuda.empty_cache()
-        result["rows"].append({"model": name, "what": measure.__name__} | measure(name, planner))
+        result["rows"].append({"model": name, "what": measure.__name__} | measure(name, planner, options.ranks))
         print(result["rows"][-1], flush=True)
-        save("gpu_steps", result)
+        save(file, result)
 
 
-def random_model(name: str) -> pc.Decoder:
-    """A model of random weights in bf16, drawn on the GPU: `initialise` draws on the CPU, slowly at 7B."""
+def random_model(name: str, ranks: int = 1, trained: bool = True) -> pc.Decoder:
+    """A model of random weights, drawn on the GPU: `initialise` draws on the CPU, slowly at 7B.
+
+    bf16 on one rank; on several the shards of the first, fp32 masters where it is trained.
+    """
     with torch.device("meta"):
-        model = pc.Decoder(MODELS[name]).to(torch.bfloat16)
+        model = pc.Decoder(MODELS[name]).to(torch.float32 if ranks > 1 and trained else torch.bfloat16)
+    if ranks > 1:
+        if not dist.is_initialized():
+            dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+        sharder(make_mesh(ShardingConfig(), ranks, DEVICE), torch.bfloat16, cast=trained)(model)
+        for unit in (model, *model.layers):
+            unit.set_custom_all_gather(Echo())  # type: ignore[operator]
+            unit.set_custom_reduce_scatter(OwnPart())  # type: ignore[operator]
     model.to_empty(device=DEVICE)
     torch.manual_seed(0)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
-            parameter.fill_(1) if path.endswith("norm.weight") else parameter.normal_(0, 0.02)
-    return model
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            local.fill_(1) if path.endswith("norm.weight") else local.normal_(0, 0.02)
+    return model.requires_grad_(trained)
+
+
+class Echo:
+    """FSDP2's gather among made-up ranks: every rank's shards are this one's."""
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Room for the result."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> None:
+        """Gather."""
+        for part in output_tensor.chunk(group.size()):
+            part.copy_(input_tensor)
+
+
+class OwnPart(Echo):
+    """Its reduction: the sum, or mean, is what this rank has."""
+
+    def __call__(  # type: ignore[override]
+        self,
+        output_tensor: torch.Tensor,
+        input_tensor: torch.Tensor,
+        group: dist.ProcessGroup,
+        op: Any,
+        async_op: bool = False,
+    ) -> None:
+        """Reduce and scatter."""
+        output_tensor.view(-1).copy_(input_tensor.view(group.size(), -1)[0])
 
 
 def seconds(run: Callable[[], Any], rounds: int = ROUNDS) -> float:
@@ -103,16 +158,17 @@ def compared(tokens: float, measured: float, predicted: float) -> dict[str, floa
     }
 
 
-def sft(name: str, planner: Planner) -> dict[str, Any]:
+def sft(name: str, planner: Planner, ranks: int) -> dict[str, Any]:
     """An SFT step: forward, backward, optimizer; and the peak of one whose conversations are all of greatest length."""
-    recipe, work, model = planner.sft, planner.work, random_model(name)
-    plan = make_plan(recipe, model.config, 1)
+    recipe, work, model = planner.sft, planner.work, random_model(name, ranks)
+    plan = make_plan(recipe, model.config, ranks)
     model.checkpoint_activations = recipe.model.checkpoint_activations
     optimizer, alone = Optimizer(model, recipe.optimizer, 1000), Runtime(0, 1, DEVICE)
     labels = round(work.conversation * work.answer_share)
-    batch = conversations(CONVERSATIONS, work.conversation, labels, model.config.vocab_size)
+    count = CONVERSATIONS // ranks
+    batch = conversations(count, work.conversation, labels, model.config.vocab_size)
     measured = seconds(lambda: sft_step(model, optimizer, batch, recipe.train, alone))
-    tokens, rows = CONVERSATIONS * work.conversation, CONVERSATIONS * labels
+    tokens, rows = count * work.conversation, count * labels
     predicted = update_seconds(plan, planner.machine, planner.efficiency, tokens, rows, work.conversation)
     length = recipe.train.max_length
     longest = conversations(LONGEST, length, length - 1, model.config.vocab_size)
@@ -125,24 +181,24 @@ def sft(name: str, planner: Planner) -> dict[str, Any]:
     }
 
 
-def update(name: str, planner: Planner) -> dict[str, Any]:
+def update(name: str, planner: Planner, ranks: int) -> dict[str, Any]:
     """A GRPO update with a reference, one mini-batch; and the peak of one whose sequences have the greatest length."""
-    recipe, work, model = planner.grpo, planner.work, random_model(name)
-    plan = make_plan(recipe, model.config, 1)
-    reference = random_model(name).requires_grad_(False)
+    recipe, work, model = planner.grpo, planner.work, random_model(name, ranks)
+    plan = make_plan(recipe, model.config, ranks)
+    reference = random_model(name, ranks, trained=False)
     model.checkpoint_activations = recipe.model.checkpoint_activations
     optimizer, alone = Optimizer(model, recipe.optimizer, 1000), Runtime(0, 1, DEVICE)
     samples = recipe.train.samples_per_prompt
-    config = replace(recipe.train, prompts_per_step=GROUPS, mini_batches=1)
+    config, mine = replace(recipe.train, prompts_per_step=GROUPS, mini_batches=1), GROUPS // ranks
 
     def step(prompt: int, answer: int, groups: int) -> None:
         found = made_up(groups, samples, prompt, answer, model.config.vocab_size)
         advantages_PG = torch.randn(groups, samples, generator=torch.Generator().manual_seed(0))
         grpo_update(model, optimizer, found, advantages_PG, config, alone, reference=reference)
 
-    measured = seconds(lambda: step(work.prompt, work.answer, GROUPS))
-    rows = GROUPS * samples * work.answer
-    tokens, length = GROUPS * work.prompt + rows, work.prompt + work.answer
+    measured = seconds(lambda: step(work.prompt, work.answer, mine))
+    rows = mine * samples * work.answer
+    tokens, length = mine * work.prompt + rows, work.prompt + work.answer
     predicted = update_seconds(plan, planner.machine, planner.efficiency, tokens, rows, length, 1.0)
     torch.cuda.reset_peak_memory_stats()
     step(recipe.data.max_prompt_tokens, recipe.sampling.params.max_new_tokens, 8)
@@ -163,7 +219,7 @@ def made_up(groups: int, samples: int, prompt: int, answer: int, vocabulary: int
     ]
 
 
-def rollouts(name: str, planner: Planner) -> dict[str, Any]:
+def rollouts(name: str, planner: Planner, ranks: int) -> dict[str, Any]:
     """Samples of equal length on the preset's slots, with CUDA graphs; a step's milliseconds without them too."""
     recipe, work, model = planner.grpo, planner.work, random_model(name)
     plan, samples = make_plan(recipe, model.config, 1), recipe.train.samples_per_prompt
