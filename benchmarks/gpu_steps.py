@@ -18,6 +18,7 @@ gpu_steps_of_N_ranks.json.
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import sys
 import time
@@ -40,7 +41,7 @@ from psychecore.text.tokenizer import Encoded
 from psychecore.train.grpo import grpo_update
 from psychecore.train.metrics import training_flops
 from psychecore.train.optimizer import Optimizer
-from psychecore.train.plan import GIB, peak
+from psychecore.train.plan import GIB, MicroBatch, peak
 from psychecore.train.sft import sft_step
 from psychecore.train.sharding import ShardingConfig, make_mesh, sharder
 from psychecore.train.speed import rollout_seconds, update_seconds
@@ -72,6 +73,7 @@ def main() -> None:
     work = [(name, measure) for name in options.train for measure in (sft, update)]
     work += [(name, rollouts) for name in options.sample]
     for name, measure in work:
+        gc.collect()  # FSDP2's modules are in cycles: the model of the row before would count
         torch.cuda.empty_cache()
         result["rows"].append({"model": name, "what": measure.__name__} | measure(name, planner, options.ranks))
         print(result["rows"][-1], flush=True)
@@ -201,8 +203,13 @@ def update(name: str, planner: Planner, ranks: int) -> dict[str, Any]:
     tokens, length = mine * work.prompt + rows, work.prompt + work.answer
     predicted = update_seconds(plan, planner.machine, planner.efficiency, tokens, rows, length, 1.0)
     torch.cuda.reset_peak_memory_stats()
-    step(recipe.data.max_prompt_tokens, recipe.sampling.params.max_new_tokens, 8)
-    in_update = replace(plan, rollouts=None)
+    prompt, answer = recipe.data.max_prompt_tokens, recipe.sampling.params.max_new_tokens
+    step(prompt, answer, 8)
+    fitting = config.token_budget // (prompt + samples * answer)  # groups of this length in a micro-batch
+    assert fitting, "the micro-batch below is of whole groups"
+    one = MicroBatch(prompt + samples * answer, samples * answer, prompt + samples * (prompt + answer))
+    whole = MicroBatch(*(fitting * number for number in (one.tokens, one.rows, one.keys)))
+    in_update = replace(plan, rollouts=None, micro_batch=whole)
     return compared(rows, measured, predicted) | {
         "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
         "predicted_peak_gib": round(sum(peak(in_update)[1].values()) / GIB, 2),
