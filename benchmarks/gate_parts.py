@@ -129,12 +129,12 @@ def _leaves(inputs: list[Any]) -> list[Tensor]:
 
 
 def attention(device: torch.device, rehearsal: bool) -> Found:
-    """Every back end that is there against torch's SDPA, over segments with their gradients, and over a cache."""
+    """Every back end against the formula in float64, over segments with their gradients, and over a cache."""
     dtype = torch.float32 if rehearsal else torch.bfloat16
     found: Found = {}
     for work, cached, compute in (("segments", False, over_segments), ("cache", True, over_cache)):
         found[f"{work} taken"] = resolve_backend(device, dtype, cached)
-        wanted = _forced("torch", compute, device, dtype)
+        wanted = _forced("torch", compute, device, dtype, torch.float64)
         for backend in back_ends(device, cached):
             results = _forced(backend, compute, device, dtype)
             found[f"{work} {backend}"] = [
@@ -143,7 +143,7 @@ def attention(device: torch.device, rehearsal: bool) -> Found:
             ]
     wrong = {name: gaps for name, gaps in found.items() if isinstance(gaps, list) and not within(gaps, 0.03)}
     if wrong:
-        raise GateError(f"differs from torch by these parts of the largest number of each result: {wrong}")
+        raise GateError(f"differs from float64 by these parts of the largest number of each result: {wrong}")
     return found
 
 
@@ -167,25 +167,27 @@ def _forced(backend: BackEnd, compute: Callable[..., list[Tensor]], *arguments: 
         set_backend(None)
 
 
-def over_segments(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+def over_segments(device: torch.device, dtype: torch.dtype, computed: torch.dtype | None = None) -> list[Tensor]:
     """Two answers that also see the 700 tokens of their prompt, as GRPO lays them: out, dq, dk and dv."""
     cu_q, cu_k = [0, 700, 1000, 1400], [0, 700, 1700, 2800]
     prompt = torch.arange(cu_q[1])
     rest = [torch.arange(start, stop) for start, stop in itertools.pairwise(cu_q[1:])]
     index = torch.cat([prompt, *(torch.cat((prompt, own)) for own in rest)]).to(device)
-    q, k, v, slope = _random(device, dtype, *((cu_q[-1], heads, 64) for heads in (14, 2, 2, 14)))
+    drawn = _random(device, dtype, *((cu_q[-1], heads, 64) for heads in (14, 2, 2, 14)))
+    q, k, v, slope = (x.to(computed or dtype) for x in drawn)
     out = PackedAttention(cu_q, cu_k, index, device)(0, *(x.requires_grad_() for x in (q, k, v)))
     return [out, *torch.autograd.grad(out, (q, k, v), slope)]
 
 
 @torch.no_grad()
-def over_cache(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+def over_cache(device: torch.device, dtype: torch.dtype, computed: torch.dtype | None = None) -> list[Tensor]:
     """Five queries a row, on rows of 1 to 1,537 valid positions: output and log-sum-exp."""
     rows, span = 8, 1537
-    q, k, v = _random(device, dtype, (rows, 5, 14, 64), *[(rows, 2, span, 64)] * 2)
+    drawn = _random(device, dtype, (rows, 5, 14, 64), *[(rows, 2, span, 64)] * 2)
+    q, k, v = (x.to(computed or dtype) for x in drawn)
     length_B = torch.linspace(1, span, rows, device=device).to(torch.int32)
     behind_BS = torch.arange(span, device=device) >= length_B[:, None]
-    bias_B11S = torch.zeros(rows, 1, 1, span, dtype=dtype, device=device)
+    bias_B11S = torch.zeros(rows, 1, 1, span, dtype=q.dtype, device=device)
     return [*cached_attention(q, k, v, length_B, bias_B11S.masked_fill(behind_BS[:, None, None], -torch.inf))]
 
 

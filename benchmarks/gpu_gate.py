@@ -3,20 +3,23 @@
     benchmarks/gpu_gate.sh              # on one GPU; installs nothing
     benchmarks/gpu_gate.sh --cpu        # rehearsal of the script itself, without a GPU, in seconds
 
-Parts: kernels in bf16 against float64 (kernels), every attention back end that is there against torch's (attention),
-sampling with CUDA graphs against eager steps in float64, fp32 and bf16 (sampler), an FSDP2 step on one rank against a
-plain one (fsdp), updates and rollouts of two ranks that share the GPU against those of one (ranks), and the kernels'
-times at Qwen2.5-7B's sizes (benchmarks). Each is a process with a time-out of its own; one that fails, hangs or
-crashes CUDA leaves the others alone. Exit code: 0 all passed, 1 some failed, 2 no GPU.
+Parts: kernels in bf16 against float64 (kernels), every attention back end that is there against the formula in float64
+(attention), sampling with CUDA graphs against eager steps in float64, fp32 and bf16 (sampler), an FSDP2 step on one
+rank against a plain one (fsdp), updates and rollouts of two ranks that share the GPU against one (ranks), and the
+kernels' times at Qwen2.5-7B's sizes (benchmarks). Each is a process with a time-out of its own; one that fails, hangs
+or crashes CUDA leaves the others alone. Exit code: 0 all passed, 1 some failed, 2 no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +68,20 @@ def start(name: str, rehearsal: bool) -> dict[str, Any]:
     """A part in a process of its own: what it found, its seconds, and its error if it has one."""
     command = [sys.executable, str(HERE / "gpu_gate.py"), "--part", name, *(["--cpu"] if rehearsal else [])]
     begin = time.monotonic()
+    pipe = subprocess.PIPE
+    part = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUTS[name])
+        out, errors = part.communicate(timeout=TIMEOUTS[name])
     except subprocess.TimeoutExpired:
         return {"passed": False, "error": f"not done after {TIMEOUTS[name]} s"}
-    row: dict[str, Any] = {"passed": done.returncode == 0, "seconds": round(time.monotonic() - begin, 1)}
-    last = done.stdout.strip().rpartition("\n")[2]
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(part.pid, signal.SIGKILL)  # its ranks too, which would hold the GPU
+        part.wait()
+    row: dict[str, Any] = {"passed": part.returncode == 0, "seconds": round(time.monotonic() - begin, 1)}
+    last = out.strip().rpartition("\n")[2]
     if not row["passed"]:
-        return row | {"error": (done.stderr.strip() or last)[-1500:]}
+        return row | {"error": (errors.strip() or last)[-1500:]}
     try:
         return row | {"found": json.loads(last)}
     except ValueError:  # a library had the last word: what was found is lost, the other parts are not

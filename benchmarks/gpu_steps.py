@@ -11,8 +11,8 @@ recomputed. Peak memory is that of sequences of the greatest length. mfu: FLOPs 
 data sheet.
 
 With --ranks the other ranks are made up: FSDP2 gathers copies of this rank's shards and reduces its own gradients. So
-memory and compute are those of a rank with its share of the step, and only the links' time is missing; the result is
-gpu_steps_of_N_ranks.json.
+the tensors and the compute are those of a rank with its share of the step; the links' time, NCCL's buffers and its
+share of the GPU, and waiting for others are missing. The result is gpu_steps_of_N_ranks.json.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from gate_parts import Letters
-from measure import DEVICE, roof, save, synchronize
+from measure import DEVICE, comparable, roof, save, synchronize
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -66,16 +66,21 @@ def main() -> None:
         parser.error("torch sees no CUDA device here")
     if options.ranks > 1 and options.sample:
         parser.error("--ranks is for updates, since sampling ranks do not meet: give --sample without a model")
+    if GROUPS % options.ranks or CONVERSATIONS % options.ranks:
+        parser.error(f"--ranks must divide the step's {GROUPS} groups and {CONVERSATIONS} conversations")
     file = "gpu_steps" if options.ranks == 1 else f"gpu_steps_of_{options.ranks}_ranks"
     planner = load_config(Planner, ["--config", str(PRESET), "--gpu", options.gpu], __doc__, skip=OTHERS)
     backends = {way: resolve_backend(DEVICE, torch.bfloat16, way == "cache") for way in ("segments", "cache")}
-    result: dict[str, Any] = {"roof": roof(torch.bfloat16, DEVICE), "attention": backends, "rows": []}
+    dtype = torch.bfloat16
+    earlier = comparable(file, dtype).get("rows", [])  # of this machine and day
+    result: dict[str, Any] = {"roof": roof(dtype, DEVICE), "attention": backends, "dtype": "bfloat16", "rows": earlier}
     work = [(name, measure) for name in options.train for measure in (sft, update)]
     work += [(name, rollouts) for name in options.sample]
     for name, measure in work:
         gc.collect()  # FSDP2's modules are in cycles: the model of the row before would count
         torch.cuda.empty_cache()
-        result["rows"].append({"model": name, "what": measure.__name__} | measure(name, planner, options.ranks))
+        others = [row for row in result["rows"] if (row["model"], row["what"]) != (name, measure.__name__)]
+        result["rows"] = [*others, {"model": name, "what": measure.__name__} | measure(name, planner, options.ranks)]
         print(result["rows"][-1], flush=True)
         save(file, result)
 

@@ -28,7 +28,7 @@ def check(monkeypatch: pytest.MonkeyPatch, wrong: dict[str, object]) -> dict[str
             off = world_size > 1 and dtype == wrong["dtype"]
             update = wrong["update"] if off else UPDATE
             assert isinstance(update, Tensor)
-            rows = [wrong["tokens"] if off else [1, 2, 3], [wrong["logprob"] if off else -1.0] * 3]
+            rows = [wrong["tokens"] if off else [1, 2, 3], [-1.0, -1.0, wrong["logprob"] if off else -1.0]]
             for number, shard in enumerate(update.tensor_split(world_size)):
                 tensors = {f"{kind}/weight": shard.clone() for kind in ("sft", "grpo")}
                 save_file(tensors, folder / f"{dtype}-{world_size}-{number}.safetensors")
@@ -49,6 +49,7 @@ def test_equal_ranks_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         "of": 20,
         "agreed": 1,
         "largest_logprob_gap": 0,
+        "mean_logprob_gap": 0,
     }
 
 
@@ -67,11 +68,12 @@ def test_other_tokens_from_the_first_on_do_not_pass(dtype: str, monkeypatch: pyt
         check(monkeypatch, two_shards(UPDATE, -1.0, [4, 2, 3], dtype))
 
 
-def test_other_log_probs_do_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("logprob", "dtype"), [(-1.002, "float32"), (-1.2, "bfloat16"), (torch.nan, "float32"), (torch.nan, "bfloat16")]
+)
+def test_another_log_prob_at_the_end_does_not_pass(logprob: float, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(GateError, match="log-probs of two ranks differ"):
-        check(monkeypatch, two_shards(UPDATE, -1.002, [1, 2, 3], "float32"))
-    with pytest.raises(GateError, match="log-probs of two ranks differ"):
-        check(monkeypatch, two_shards(UPDATE, float("nan"), [1, 2, 3], "bfloat16"))
+        check(monkeypatch, two_shards(UPDATE, logprob, [1, 2, 3], dtype))
 
 
 def test_a_rank_that_fails_is_an_error(tmp_path: Path) -> None:
