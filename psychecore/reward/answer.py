@@ -123,9 +123,15 @@ _JOIN = (
     r"(?:,? (?:and|plus) | ?[,、/&+](?: ?(?:and |和|与|以?及))? ?| ?(?:和|与|以?及|跟) ?"
     r"| (?!\([A-J]{1,10}[^A-J)]))(?:[Oo]ptions? |选项 ?)?"  # "B (A is too broad)" goes no further than B
 )
+# "选A,B项说的是惩罚" names A alone: a comma, letters, and what is said of them
+_REMARK = (
+    r", ?(?:而 ?)?[A-J](?:(?: ?[、和与及,] ?| and )?[A-J]){0,9}"
+    r"(?: ?(?:选项|项)? ?(?:属|说|表述|描述|是(?!正确|对|答案|最)|指|则|不选|不属|不包|为(?:干|错))"
+    r"| (?:describes?|would|refers?|means?|concerns?)(?![a-z]))"
+)
 _LIST = re.compile(
     rf"(?<!{_WORD})[A-J](?:\. ?[A-J]){{1,9}}(?=\.?\s*(?:\n|$))"  # "A. B. C."; before a name these are initials
-    rf"|{_OPENER}{_LETTERS}(?:(?:{_CLOSER}{_JOIN}{_OPENER}|[)\]】][(\[【]){_LETTERS})*"
+    rf"|{_OPENER}{_LETTERS}(?:(?!{_REMARK})(?:{_CLOSER}{_JOIN}{_OPENER}|[)\]】][(\[【]){_LETTERS})*"
 )
 
 
@@ -215,11 +221,11 @@ _STATEMENT = re.compile(
     r"(?:"
     r"(?i:\b(?:ans(?:wers?)?|(?:correct|right|best|final|my|appropriate) (?:options?|choices?|selections?|ones?))"
     r"(?: (?:here|(?:to|for|of|in)(?: \w{1,20}){1,4}?))?"
-    r"(?: ?[:=]| (?:is|are|was|would be|should be|must be|will be|has to be)\b))"
+    r"(?:[\"']? ?[:=]| (?:is|are|was|would be|should be|must be|will be|has to be)\b))"
     r"|(?i:\b(?:answers?|options?|it) (?:is|are) not [A-J]+,? but\b)|不是[A-Ja-j]+,? ?而是|(?i:<answers?>)"
     r"|(?i:\b(?:choose|chose|choosing|pick|select|go with|going with)\b)"
     r"|答案 ?(?:应该|应当|应|就)?(?:选择|选|是|为|有|包括|:|=)"
-    r"|【答案】"
+    r"|[【\[]答案[】\]]"
     r"|(?:正确|最(?:合适|恰当|佳|好|符合题意))的?(?:选项|选择|答案)? ?(?:应该|应当|应|就)?(?:是|为|有|包括|:)"
     r"|选择?"
     r"|\\boxed ?\{(?: ?\\text ?\{)?"
@@ -276,7 +282,7 @@ _MARK = re.compile(
     r"(?:^[-•>(]? ?(?:(?i:so|thus|hence|therefore|it['’]s|it is|综上所述|因此|所以|由此可知),? ?)?"
     r"(?:(?i:options?|choices?|answers?|选项|答案) ?)?|"
     r"(?:[,;!?、。] ?|(?<!⟧)[.:)] |\b(?:and|or) |[和与及或] ?))"
-    rf"{_LISTED}(?= ?[.):、,;\]」】>。!—}}\"”’]| - | ?\(| ?$| (?:because|since)\b| (?![是不也都错和与或及为])[{_CJK}])",
+    rf"{_LISTED}(?=(?:选?项)? ?(?:[.):、,;\]」】>。!—}}\"”’]|$)| - | ?\(| (?:because|since)\b| (?![是不也都错和与或及为])[{_CJK}])",
     re.MULTILINE,
 )
 

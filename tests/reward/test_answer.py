@@ -15,6 +15,23 @@ from psychecore.evaluate.pceb import read_pceb
 from psychecore.reward.answer import MAX_ANSWER, parse_answer
 
 PHRASINGS = [
+    # a comma, other letters, and what is said of them
+    ("故选A，B项说的是惩罚", "A"),
+    ("答案选A，B属于负强化", "A"),
+    ("答案为ABD，C不选", "ABD"),
+    ("答案：AC，B、D为干扰项。", "AC"),
+    ("答案是ABC，D选项表述不准确", "ABC"),
+    ("The answer is A, B would be punishment.", "A"),
+    ("故选B，而A是惩罚", "B"),
+    ("答案是A，B是正确的", "AB"),
+    ("答案为A，B项正确", "AB"),
+    ("A，B，C是正确答案", "ABC"),
+    ("The answers are A, C since they describe it.", "AC"),
+    # written as data, or with a word that only says "option"
+    ('{"answer": "AC"}', "AC"),
+    ("[答案]B", "B"),
+    ("B项", "B"),
+    ("B选项。", "B"),
     # what an attempt to break the parser found: letters that are called wrong, what others would choose, more phrasings
     ("Answer: B (A is wrong)", "B"),
     ("答案是B，A错误。", "B"),
