@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -130,9 +131,26 @@ def damage(folder: Path, part: slice = slice(None), ignored: tuple[str, ...] = (
                 return f"{name} is not what was written (its SHA-256 differs)"
         except OSError as error:  # a disk that can no longer read it
             return f"{name} cannot be read ({error})"
-    if extra := sorted({path.name for path in folder.iterdir()} - files.keys() - {MANIFEST, *ignored}):
+    try:
+        there = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        return f"the folder cannot be read ({error})"
+    if extra := sorted(there - files.keys() - {MANIFEST, *ignored}):
         return f"{extra[0]} does not stand in {MANIFEST}"
     return None
+
+
+def require_shared(path: Path, patience: float = 60.0) -> None:
+    """Raise OSError where this rank doesn't see what the first has made; a network's file system may take its time."""
+    limit = time.monotonic() + patience
+    while not path.exists():
+        if time.monotonic() > limit:
+            raise FileNotFoundError(
+                errno.ENOENT,
+                "made by rank 0 and not seen here: the run folder must lie where every node sees it",
+                str(path),
+            )
+        time.sleep(0.2)
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -5,6 +5,7 @@ Started by plain python there is one rank and no process group: every collective
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import json
 import os
@@ -24,6 +25,8 @@ import torch.distributed as dist
 EXIT_STUCK = 3
 # Back ends by device. gloo stands beside nccl for plain numbers, and for what lies in host memory (CPU offload).
 COLLECTIVES = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+# For plain numbers that must arrive: gloo sees at once that a rank is gone, and works where CUDA has failed.
+CPU = torch.device("cpu")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: a terminal that was closed
 
 
@@ -80,7 +83,7 @@ class Runtime:
         except Exception as error:
             failure = error
         told = None if failure is None else f"{type(failure).__name__}: {failure}"
-        reports = gather_json(told, self.device)
+        reports = gather_json(told, CPU)
         if failure is not None:
             failure.agreed = True  # type: ignore[attr-defined]  # recipes/cli.py: only the first rank tells it
             raise failure
@@ -92,7 +95,7 @@ class Runtime:
 
     def stop_signal(self) -> str | None:
         """The name of a signal that some rank has received, asking for an orderly end (a collective)."""
-        (number,) = max_over_ranks([float(self.watch.signal or 0)], self.device)
+        (number,) = max_over_ranks([float(self.watch.signal or 0)], CPU)
         return signal.Signals(int(number)).name if number else None
 
 
@@ -153,6 +156,9 @@ class Watch:
 def runtime(device: str = "auto", timeout_minutes: float = 60.0) -> Iterator[Runtime]:
     """Join the process group that torchrun describes (or none), and leave it again.
 
+    After an error on GPUs the process ends with code 1 as soon as the error is told: to leave NCCL's group takes all
+    ranks, and the others wait in a collective until torchrun sees that this one has ended.
+
     device: "cpu", "cuda", or "auto" for CUDA where there is one. CUDA uses nccl, the CPU gloo. A collective that waits
     longer than `timeout_minutes` for another rank ends the run, and so does a phase that lasts longer. SIGTERM,
     SIGINT and SIGHUP are remembered for `Runtime.stop_signal`; a second one ends the process.
@@ -173,26 +179,39 @@ def runtime(device: str = "auto", timeout_minutes: float = 60.0) -> Iterator[Run
         timeout = timedelta(minutes=timeout_minutes)
         with _naming_the_network(f"rank {rank}, joining the others"):
             store, rank, world_size = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
-            # torchrun keeps one store over its restarts, in which the addresses of dead ranks still stand
-            store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                # torchrun keeps its store over restarts, and in it the addresses of dead ranks. Nodes may count
+                # restarts differently, so README has several nodes take a new store each time.
+                store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
             dist.init_process_group(COLLECTIVES[kind], store=store, rank=rank, world_size=world_size, timeout=timeout)
     watch = Watch(rank, 60 * timeout_minutes)
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, watch.on_signal) for number in SIGNALS}
+    done = False
     try:
         with _naming_the_network(f"rank {rank}, between phases"):
             yield Runtime(rank, world_size, place, watch)
             if world_size > 1:
                 dist.barrier()
+        done = True
     finally:
         with suppress(BrokenPipeError):
             sys.stdout.flush()
         watch.over.set()
-        if world_size > 1:
+        if world_size > 1 and (done or kind == "cpu"):
             dist.destroy_process_group()
+        elif world_size > 1:
+            atexit.register(_leave)  # once the error is told: NCCL's own tear-down would wait for the others
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave() -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ except ImportError:  # Windows
 from cli import read_toml
 from common import RunOptions, compute_dtype
 
-from psychecore.durable import digest, replace_file, tidy
+from psychecore.durable import digest, replace_file, require_shared, tidy
 from psychecore.model.pretrained import HUB_FILES
 from psychecore.runtime import Runtime, gather_json
 from psychecore.train.metrics import RunLog
@@ -92,6 +92,8 @@ def open_run_folder(folder: Path, config_text: str, runtime: Runtime) -> None:
             tidy(folder, ["config.toml", "*.jsonl", "evaluation.json", "export", "report.html"])
             tidy(folder / "reference", ["step_*"])
             replace_file(path, [config_text])
+    with runtime.together("finding the run folder"):
+        require_shared(path)
 
 
 def read_config(path: Path) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -99,32 +100,53 @@ def save_model(
     """Write a folder that transformers loads to equal logits; every rank must call, rank 0 writes.
 
     Tensors are cast to `dtype` where given. The folder is written beside its place and renamed when complete, an
-    existing one is replaced only then.
+    existing one is replaced only then. Where rank 0 can't write it, every rank raises.
     """
     target = Path(folder)
     first = not dist.is_initialized() or dist.get_rank() == 0
     temporary = target.with_name(f".{target.name}.partial")
-    if first:
+    shards = _ShardWriter(temporary, max_shard_bytes)
+    failure: Exception | None = None
+
+    def write(work: Callable[[], object]) -> None:
+        nonlocal failure
+        if first and failure is None:
+            try:
+                work()
+            except Exception as error:  # raised below: the other ranks are in the next gather
+                failure = error
+
+    def begin() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    shards = _ShardWriter(temporary, max_shard_bytes)
-    parameters = dict(model.named_parameters())
-    full_name, full = "", torch.empty(0)
-    for name, place in hf_places(model.config).items():
-        if place.parameter != full_name:  # fused parameters are gathered once for all their tensors
-            full_name, full = place.parameter, gather_tensor(parameters[place.parameter])
-        if first:
-            rows = full[place.start : place.stop]
-            shards.add(name, rows.to(device="cpu", dtype=dtype or rows.dtype, copy=True).contiguous())
-    if first:
+
+    def add(name: str, rows: Tensor) -> None:
+        shards.add(name, rows.to(device="cpu", dtype=dtype or rows.dtype, copy=True).contiguous())
+
+    def finish() -> None:
         shards.finish()
         raw = model.config.to_hf() | {"torch_dtype": str(dtype or model.dtype).removeprefix("torch.")}
         (temporary / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(temporary)
         replace_folder(temporary, target)
+
+    write(begin)
+    parameters = dict(model.named_parameters())
+    full_name, full = "", torch.empty(0)
+    for name, place in hf_places(model.config).items():
+        if place.parameter != full_name:  # fused parameters are gathered once for all their tensors
+            full_name, full = place.parameter, gather_tensor(parameters[place.parameter])
+        write(partial(add, name, full[place.start : place.stop]))
+    write(finish)
     if dist.is_initialized():
-        dist.barrier()
+        told = torch.tensor([float(failure is not None)], device=full.device)
+        dist.all_reduce(told)
+        if told.item() and failure is None:
+            failure = OSError(f"{target} could not be written; rank 0 says why")
+    if failure is not None:
+        failure.agreed = True  # type: ignore[attr-defined]  # every rank raises (runtime.py)
+        raise failure
 
 
 def local_folder(source: str | os.PathLike[str]) -> Path:

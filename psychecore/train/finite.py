@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from psychecore.model.shards import gather_tensor, local_part
-from psychecore.runtime import gather_json, max_over_ranks
-
-CPU = torch.device("cpu")  # numbers travel over gloo, which CUDA runs have beside nccl
+from psychecore.runtime import CPU, gather_json, max_over_ranks
 
 
 class NonFiniteError(FloatingPointError):

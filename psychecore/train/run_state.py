@@ -23,11 +23,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from psychecore.durable import damage, digest, remove_folder, replace_file, replace_folder, require_space, seal, tidy
+from psychecore.durable import (
+    damage,
+    digest,
+    remove_folder,
+    replace_file,
+    replace_folder,
+    require_shared,
+    require_space,
+    seal,
+    tidy,
+)
 from psychecore.model.pretrained import Place, copy_rows
 from psychecore.model.shards import holds_original, local_rows
-from psychecore.runtime import Runtime, gather_json
-from psychecore.train.finite import CPU, NonFiniteError, count_nonfinite
+from psychecore.runtime import CPU, Runtime, gather_json
+from psychecore.train.finite import NonFiniteError, count_nonfinite
 from psychecore.train.optimizer import Optimizer
 from psychecore.untrusted import read_json
 
@@ -71,6 +81,8 @@ class Checkpoints:
                 require_space(self.folder, int(1.01 * sum(sizes)) + 2**20)
                 shutil.rmtree(self._partial(target), ignore_errors=True)
                 self._partial(target).mkdir()
+        with self.runtime.together("finding the checkpoint's folder"):
+            require_shared(self._partial(target))
         row = {**state, "step": step, "optimizer": optimizer.counters(), "world_size": self.runtime.world_size}
         arguments = (target, tensors, rows, row, mark)
         if self.background:
@@ -237,7 +249,7 @@ def load_checkpoint(folder: Path, optimizer: Optimizer, runtime: Runtime) -> dic
                 own = path.stem == f"shard_{runtime.rank:05}" and state["world_size"] == runtime.world_size
                 if own:
                     torch.set_rng_state(file.get_tensor("random/cpu"))
-                    if runtime.device.type == "cuda":
+                    if runtime.device.type == "cuda" and "random/cuda" in file.keys():  # noqa: SIM118 - no mapping
                         torch.cuda.set_rng_state(file.get_tensor("random/cuda"), runtime.device)
         for name, tensor in expected.items():
             if filled[name] != tensor.shape[0]:

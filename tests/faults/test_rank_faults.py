@@ -32,6 +32,24 @@ def test_a_rank_s_own_lack_of_memory_is_not_told_as_another_s_loss() -> None:
         raise torch.distributed.DistBackendError("NCCL communicator was aborted")
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [("", "after"), ("OSError", "error: no space left"), ("MemoryError", "MemoryError: no space left")],
+)
+def test_on_gpus_an_error_is_told_and_ends_the_process_though_leaving_the_group_would_hang(
+    error: str, told: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("leaves.py")), error],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"WORLD_SIZE": "2", "RANK": "0", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == bool(error)
+    assert told in (done.stderr if error else done.stdout)
+
+
 @pytest.mark.parametrize("stop", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_stuck_rank_ends_the_other_within_the_time_out(stop: bool, server: Any) -> None:
     fault = [["stuck", {"phase": "update", "step": 2, "stop": stop}]]

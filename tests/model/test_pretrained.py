@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,3 +127,21 @@ def test_a_save_that_fails_leaves_the_old_folder(
     with pytest.raises(OSError, match="no space"):
         pc.save_model(tiny_model(torch.float32, seed=5), None, folder)
     assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_what_rank_0_cannot_write_is_told_by_both_and_holds_up_neither(tmp_path: Path) -> None:
+    (tmp_path / "a file").touch()
+    script = Path(__file__).with_name("two_ranks_save.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    (own, saved), (other, also) = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))
+    assert "NotADirectoryError" in own
+    assert "rank 0 says why" in other
+    assert saved == also == "saved"
+    assert pc.load_model(tmp_path / "export").config.width == 24

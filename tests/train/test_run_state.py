@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import psychecore as pc
+from psychecore.durable import require_shared
 from psychecore.runtime import Runtime
 from psychecore.train import run_state
 from psychecore.train.finite import NonFiniteError
@@ -255,6 +256,22 @@ def test_a_second_background_write_waits_for_the_first(
     checkpoints.finish()
     assert most == [1, 1, 1]
     assert names(tmp_path) == ["step_000002", "step_000003"]
+
+
+def test_a_run_of_a_cpu_continues_on_a_gpu(
+    optimizer: Optimizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Checkpoints(tmp_path, ALONE).save(1, optimizer, {})
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: pytest.fail("the checkpoint has no such state"))
+    assert load_checkpoint(folder, optimizer, Runtime(0, 1, torch.device("cuda")))["step"] == 1
+
+
+def test_a_folder_of_rank_0_that_another_rank_does_not_see_is_told(tmp_path: Path) -> None:
+    late = threading.Timer(0.3, (tmp_path / "there").mkdir)
+    late.start()
+    require_shared(tmp_path / "there")  # a network's file system takes its time
+    with pytest.raises(FileNotFoundError, match=r"made by rank 0 and not seen here.*'.*absent'"):
+        require_shared(tmp_path / "absent", patience=0)
 
 
 FULL_DISK = """
