@@ -44,7 +44,13 @@ def test_a_rehearsal_goes_through_the_script_and_leaves_its_result(
     assert result["parts"]["attention"]["found"]["segments torch"] == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("part", sorted(gpu_gate.TIMEOUTS.keys() - {"attention"}))
+@pytest.mark.parametrize(
+    "part",
+    [
+        *sorted(gpu_gate.TIMEOUTS.keys() - {"attention", "ranks"}),
+        pytest.param("ranks", marks=pytest.mark.slow),  # three processes that import torch; see test_gate_ranks.py
+    ],
+)
 def test_every_part_can_be_rehearsed(part: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_gate.run_part(part, rehearsal=True) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -102,6 +102,7 @@ def test_an_interrupted_run_continues_where_it_was(finished: tuple[str, Path], s
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
+@pytest.mark.parametrize("finished", [pytest.param("sft", marks=pytest.mark.slow), "grpo"], indirect=True)
 def test_two_ranks_under_torchrun_do_the_same_job(finished: tuple[str, Path]) -> None:
     recipe, workplace = finished
     done = start(recipe, workplace, f"{recipe}-2", ranks=2)
