@@ -24,7 +24,7 @@ from typing import Any
 
 from cli import dump_config, load_config, main_guard
 from curate_models import check_keys, make_generator
-from evaluate_against import differences, with_theirs
+from evaluate_against import OVERLAPS, differences, essay_differences, with_theirs
 from evaluate_options import EvaluateRecipe
 from evaluate_results import Results
 from evaluate_table import show
@@ -44,6 +44,7 @@ from psychecore.evaluate.answers import (
     read_essays,
     read_replies,
     read_scores,
+    with_thinking_opened,
     write_predictions,
 )
 from psychecore.evaluate.item import Item
@@ -78,6 +79,14 @@ class Evaluation:
         self.generator = make_generator(config.model.path, config.model)
         if config.answers.mode == "likelihood" and not isinstance(self.generator, LocalGenerator):
             raise ValueError("answers.mode likelihood needs the weights: give a folder or a hub id as model.path")
+        written = [task.name for task in tasks if config.answers.mode == "generate" or not isinstance(task, ChoiceTask)]
+        if isinstance(self.generator, LocalGenerator) and written:
+            room, wanted = self.generator.max_length, config.answers.max_new_tokens
+            if wanted >= room:
+                raise ValueError(
+                    f"answers.max_new_tokens is {wanted}, which leaves no room for {written[0]!r:.80} in the {room} "
+                    "tokens of model.max_length and of the model itself: lower it"
+                )
         inputs = {task.name: task.inputs for task in tasks}
         self.judge: LocalGenerator | EndpointGenerator | None = None
         if judged := [task.name for task in tasks if isinstance(task, DialogueTask)]:
@@ -85,6 +94,8 @@ class Evaluation:
             for name in judged:
                 inputs[name]["judge"] = self.judge.identity
         model = {"name": self.generator.name, "identity": self.generator.identity}
+        if isinstance(self.generator, LocalGenerator):
+            model["max_length"] = str(self.generator.max_length)
         self.results = Results(config.run.folder, model, config.answers, inputs, dump_config(config))
 
     def run(self, task: Task) -> None:
@@ -125,11 +136,14 @@ class Evaluation:
         answers, seed = read_essays(task.essays, replies), self.config.run.seed
         write_predictions(self.results.predictions(task.name), answers)
         figures = {
-            key: asdict(scores.mean_score([getattr(answer, key) for answer in answers], seed))
-            for key in ("rouge_1", "rouge_l", "bleu_4")
+            key: asdict(
+                scores.mean_score([getattr(answer, key) for answer in answers], seed, clusters=scores.cases(answers))
+            )
+            for key in OVERLAPS
         }
         empty = sum(not answer.answer for answer in answers) / len(answers)
-        self._finish(task.name, {"kind": "overlap", "figures": figures, "empty": empty})
+        result = {"kind": "overlap", "figures": figures, "empty": empty}
+        self._finish(task.name, result, (lambda: essay_differences(task, answers, seed)) if task.theirs else None)
 
     def _dialogues(self, task: DialogueTask) -> None:
         """Let the model answer each client turn and the judge score it; against another's replies, compare them."""
@@ -146,7 +160,8 @@ class Evaluation:
         ])  # fmt: skip
         _free(self.generator)  # model and judge may not fit together
         judging = Asker(self, f"{task.name}, judged", self.judge)
-        result: dict[str, Any] = {"kind": "judged", "judge": judging.name, "rubrics": {}}
+        empty = sum(not judge.spoken(reply) for reply in replies) / len(replies)
+        result: dict[str, Any] = {"kind": "judged", "judge": judging.name, "empty": empty, "rubrics": {}}
         for rubric in config.judge.rubrics:
             verdicts = judge.judge_replies(judging, task.prompts, rubric, task.turns, replies, task.max_new_tokens)
             write_predictions(self.results.predictions(f"{task.name}.{rubric}"), verdicts)
@@ -223,7 +238,8 @@ class Asker:
         keys = {request_key(self.generator.identity, request) for request in requests}
         known = sum(key in self.cache for key in keys)
         with Progress(self.label, len(keys), known) as progress:
-            return CachedGenerator(Counted(self.generator, progress), self.cache).generate(requests)
+            replies = CachedGenerator(Counted(self.generator, progress), self.cache).generate(requests)
+        return replies if isinstance(self.generator, LocalGenerator) else with_thinking_opened(replies)
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from evaluate_tasks import ChoiceTask, DialogueTask, Task
+from evaluate_tasks import ChoiceTask, DialogueTask, EssayTask, Task
 
 from psychecore.data.records import read_jsonl
-from psychecore.evaluate.answers import read_predictions
-from psychecore.evaluate.scores import Tallied, macro_difference, tally
+from psychecore.evaluate.answers import EssayAnswer, read_predictions
+from psychecore.evaluate.item import Item
+from psychecore.evaluate.likelihood import likelihood_messages
+from psychecore.evaluate.scores import Tallied, cases, macro_difference, mean_score, tally
+from psychecore.text.chat import Message
 from psychecore.untrusted import read_json
 
+OVERLAPS = ("rouge_1", "rouge_l", "bleu_4")
 WANTED = "run.against must hold an evaluation on the same benchmark"
 
 
 def with_theirs(task: Task, folder: Path) -> Task:
-    """The task with what the evaluation in `folder` has said to it; one without keys, or of essays, as it is.
+    """The task with what the evaluation in `folder` has said to it; one without keys as it is.
 
     Raises FileNotFoundError or ValueError, naming the file, where the two can't be compared.
     """
     if isinstance(task, DialogueTask):
         return replace(task, theirs=_replies(folder, task))
+    if isinstance(task, EssayTask):
+        return replace(task, theirs=_essays(folder, task))
     if isinstance(task, ChoiceTask) and any(item.question.answer for item in task.items):
         return replace(task, theirs=_answers(folder, task))
     return task
@@ -37,8 +43,26 @@ def differences(task: ChoiceTask, tallied: Sequence[Tallied], seed: int) -> dict
     return {label: asdict(score) for label, score in found.items()}
 
 
+def essay_differences(task: EssayTask, answers: Sequence[EssayAnswer], seed: int) -> dict[str, Any]:
+    """The mean of each figure, ours less theirs, over the essays of both."""
+    shared = [answer for answer in answers if answer.id in task.theirs]
+    return {
+        key: asdict(
+            mean_score(
+                [getattr(answer, key) - task.theirs[answer.id][key] for answer in shared],
+                seed,
+                (-100.0, 100.0),
+                cases(shared),
+            )
+        )
+        for key in OVERLAPS
+    }
+
+
 def _answers(folder: Path, task: ChoiceTask) -> list[Tallied]:
     path = _predictions(folder, task.name, task.name)
+    asked = _way_to_ask(folder)
+    prompts = {answer.id: answer.prompt for answer in read_predictions(path)}
     theirs = tally(read_predictions(path))
     keys = {one.id: one.gold for one in theirs}
     shared = [item for item in task.items if item.question.answer and item.question.id in keys]
@@ -48,6 +72,7 @@ def _answers(folder: Path, task: ChoiceTask) -> list[Tallied]:
         name, key = item.question.id, item.question.answer
         if keys[name] != key:
             raise ValueError(f"{path}: item {name!r:.80} has the key {keys[name]} there and {key} here: {WANTED}")
+        _same_prompt(path, name, prompts[name], asked(item))
     present = {item.groups.get(task.macro) for item in shared}
     for weights, _ in task.averages.values():
         if absent := [value for value in weights if value not in present]:
@@ -57,15 +82,53 @@ def _answers(folder: Path, task: ChoiceTask) -> list[Tallied]:
     return theirs
 
 
+def _way_to_ask(folder: Path) -> Callable[[Item], list[Message]]:
+    """How the other asked a question: it may have answered by likelihood, whose prompt ends otherwise."""
+    answers = read_json(folder / "evaluation.json").get("answers")
+    answers = answers if isinstance(answers, dict) else {}
+    if answers.get("mode") != "likelihood":
+        return Item.messages
+    form: Any = "text" if answers.get("form") == "text" else "letter"
+    return lambda item: likelihood_messages(item, form)
+
+
+def _same_prompt(path: Path, name: str, theirs: Any, ours: list[Message]) -> None:
+    if theirs != ours:
+        raise ValueError(
+            f"{path}: {name!r:.80} was asked with another prompt there (another text, other worked examples): {WANTED}"
+        )
+
+
+def _essays(folder: Path, task: EssayTask) -> dict[str, dict[str, float]]:
+    path = _predictions(folder, task.name, task.name)
+    rows = {essay.id: essay for essay in task.essays}
+    theirs: dict[str, dict[str, float]] = {}
+    for number, row in read_jsonl(path):
+        name = row.get("id")
+        if name in theirs:
+            raise ValueError(f"{path} line {number}: id {name!r:.80} stands there twice")
+        if not isinstance(name, str) or any(type(row.get(key)) not in (int, float) for key in OVERLAPS):
+            raise ValueError(f"{path} line {number}: needs an id and {', '.join(OVERLAPS)} as numbers")
+        if name in rows:
+            _same_prompt(path, name, row.get("prompt"), rows[name].messages())
+            theirs[name] = {key: float(row[key]) for key in OVERLAPS}
+    if not theirs:
+        raise ValueError(f"{path} holds none of these questions, so there is nothing to compare: {WANTED}")
+    return theirs
+
+
 def _replies(folder: Path, task: DialogueTask) -> dict[str, str]:
     path = _predictions(folder, task.name, f"{task.name}.replies")
     theirs: dict[str, str] = {}
+    turns = {turn.id: turn for turn in task.turns}
     for number, row in read_jsonl(path):
         for key in ("id", "text"):
             if not isinstance(row.get(key), str):
                 raise ValueError(f"{path} line {number}: {key} is {row.get(key)!r:.80}, but must be a text")
         if row["id"] in theirs:
             raise ValueError(f"{path} line {number}: id {row['id']!r:.80} stands there twice")
+        if row["id"] in turns:
+            _same_prompt(path, row["id"], row.get("prompt"), turns[row["id"]].messages)
         theirs[row["id"]] = row["text"]
     if not any(turn.id in theirs for turn in task.turns):
         raise ValueError(f"{path} holds none of these turns, so there is nothing to compare: {WANTED}")

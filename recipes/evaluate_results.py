@@ -50,8 +50,10 @@ class Results:
         return self.folder / "predictions" / f"{name}.jsonl"
 
     def record(self, name: str, result: Mapping[str, Any]) -> None:
-        """Keep a benchmark's result; what an earlier one has beyond it (rubrics, a comparison) stays."""
+        """Keep a result; what an earlier one has beyond it (rubrics, a comparison of equal figures) stays."""
         earlier = self.benchmarks.get(name, {})
+        if any(earlier.get(key) != result.get(key) for key in ("all", "figures")):
+            earlier = {key: value for key, value in earlier.items() if key not in ("against", "compared_with")}
         if "rubrics" in result:
             result = {**result, "rubrics": {**earlier.get("rubrics", {}), **result["rubrics"]}}
         self.benchmarks[name] = {**earlier, **result, "inputs": dict(self.inputs[name])}
@@ -79,7 +81,8 @@ class Results:
         if not all(isinstance(part, dict) for part in parts):
             raise ValueError(f"{self.path} is no evaluation of this recipe: choose another --run.folder, or remove it")
         whose = f"results of model {model.get('name')!r:.80}"
-        self._require_same({"identity": self.head["model"]["identity"]}, model, whose, "model.")
+        ours = {key: self.head["model"].get(key) for key in ("identity", *({"max_length"} & model.keys()))}
+        self._require_same(ours, model, whose, "model.")
         self._require_same(self.head["answers"], answers, whose, "answers.")
         for name in self.inputs.keys() & held.keys():
             before = held[name].get("inputs")

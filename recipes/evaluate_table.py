@@ -50,6 +50,8 @@ def _group(label: str, group: Mapping[str, Any]) -> Iterator[str]:
 def _overlap(result: Mapping[str, Any]) -> Iterator[str]:
     for label, score in result["figures"].items():
         yield _line(label, score, 1)
+    for label, score in result.get("against", {}).items():
+        yield _line(f"difference, {label}", score, 1)
     if result["empty"]:
         yield f"{result['empty']:.1%} without an answer, which score 0"
 
@@ -59,6 +61,8 @@ def _judged(result: Mapping[str, Any]) -> Iterator[str]:
         for label, score in found["figures"].items():
             yield _line(f"{rubric} {label}", score, 1)
         yield f"{rubric}: {found['unparsable']:.1%} of {found['n']} verdicts of {result['judge']} could not be read"
+    if result.get("empty"):
+        yield f"{result['empty']:.1%} of the replies are empty (too long a dialogue, or thinking without an end)"
     if against := result.get("against"):
         yield "against the other: " + ", ".join(f"{kind} {count}" for kind, count in against["counts"].items())
         if against["margin"]:

@@ -46,10 +46,11 @@ class ChoiceTask:
 
 @dataclass(frozen=True)
 class EssayTask:
-    """Open questions."""
+    """Open questions. theirs: the other's scores by figure, for each question that it has answered."""
 
     name: str
     essays: Sequence[Essay]
+    theirs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -112,7 +113,8 @@ def _pceb(benchmark: BenchmarkOptions) -> Iterator[Task]:
     found = pceb.read_pceb(benchmark.pceb)
     if items := first_of_each(found.items, "column", benchmark.limit):
         weights = pceb.column_weights({item.groups["column"]: 1 for item in items})
-        averages = {"standard": (weights, False), "elastic": (weights, True)}
+        part = "" if len(weights) == len(pceb.COLUMNS) else f" ({len(weights)} of {len(pceb.COLUMNS)})"
+        averages = {f"standard{part}": (weights, False), f"elastic{part}": (weights, True)}
         yield ChoiceTask("pceb", items, ("column", "area", "tier"), "column", averages, found.problems)
     elif not benchmark.essays:
         raise ValueError(f"{benchmark.pceb} holds essays only, and benchmark.essays is false")

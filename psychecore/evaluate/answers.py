@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from psychecore.evaluate.choice import Prediction, predict, predict_parsed
 from psychecore.evaluate.item import Essay, Item, clean_text
 from psychecore.evaluate.text_overlap import text_overlap
 from psychecore.reward.answer import Parsed, answer_part
-from psychecore.text.chat import Message
+from psychecore.text.chat import CLOSE, OPEN, Message
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class AnswerConfig:
     """How the model answers; the defaults of sampling are those of the paper's inference.
 
     mode: "generate", or "likelihood" of the options' letters or texts (`form`), a token's mean where `normalise`.
-    samples: answers an item, above 1 with a temperature only. pass_k: the k for which pass@k is given.
+    samples: answers an item, above 1 with a temperature only. pass_k: the k for which pass@k is given. These are of
+    choice questions: essays and dialogues are generated, once.
     """
 
     mode: Literal["generate", "likelihood"] = "generate"
@@ -146,8 +147,22 @@ def read_scores(item: Item, prompt: list[Message], scores: Mapping[str, float] |
         parsed = Parsed(None, "the question is longer than the model's max_length")
     else:
         parsed = Parsed(max(scores, key=lambda letters: scores[letters]))
-    text = json.dumps(scores and {letters: round(value, 6) for letters, value in scores.items()})
+    text = json.dumps({letters: round(value, 6) for letters, value in scores.items()}) if scores else ""
     return Answer.of(item, 0, prompt, predict_parsed(item.question, text, parsed))
+
+
+def with_thinking_opened(replies: Sequence[Reply]) -> list[Reply]:
+    """The replies of a server whose chat template opens <think>, which then stands in none of them, with the tag.
+
+    Without it, thinking that was cut off would count as an answer. A tenth of the replies must close what they don't
+    open: a single one may be a slip of a model that does not think.
+    """
+    said = [reply.text for reply in replies if reply.text and OPEN not in reply.text]
+    if 10 * sum(CLOSE in text for text in said) < max(len(said), 1):
+        return list(replies)
+    return [
+        replace(reply, text=OPEN + reply.text) if reply.text and OPEN not in reply.text else reply for reply in replies
+    ]
 
 
 def write_predictions(path: Path, rows: Sequence[Any]) -> None:

@@ -34,9 +34,13 @@ from psychecore.untrusted import MAX_JSON, within
 AREAS = {"cases": "case", "moral": "moral", "theory": "theory"}  # folder: as the table calls it
 COLUMNS = tuple(f"{area} {kind}" for area in AREAS.values() for kind in ("single", "multiple"))
 _PREFIX = re.compile(r"^[\s【\[(（]*([单多])(?:项)?选(?:择题?|题)?[】\])）]*\s*[:：]?\s*")
-_POINTS = re.compile(
-    r"\s*[（(【\[]\s*(?:(?:本|每|各|共|满|计|答|该)[^（）()【】\[\]\n\d]{0,8})?\d{1,3}(?:\.\d)?\s*分(?![钟之])[^（）()【】\[\]\n]{0,8}[）)】\]]"
-)
+# What stands in brackets is point marks where each part is one: "(2分)", "（每点1分，共3分）", "（任答3点得6分）".
+# "（65分，重度抑郁）", "（该量表总分72分）" and what stands behind 分 are results of tests.
+_BRACKETS = re.compile(r"(?<!分)\s*[（(【\[［]([^（）()【】\[\]［］\n]{1,40})[）)】\]］]")
+_MOST_POINTS, _NUMBER = r"(?:[0-2]?\d|30)(?:\.\d)?", r"\d{1,2}(?:\.\d)?"
+_OF = rf"(?:(?:本|每|各|共|满|计|答|写|任|酌|得)\D{{0,8}})?(?:{_NUMBER} ?[点条项个]\D{{0,6}})?"
+_POINTS = re.compile(rf"{_OF}(?:{_NUMBER} ?[-~～—至到] ?)?{_MOST_POINTS} ?分")
+_PIECE = re.compile(rf"{_OF}(?:得分)?")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ def read_pceb(folder: Path) -> Pceb:
     """Read the folder, or a part of it. Raises ValueError where it holds no question, or a file that is not JSON."""
     if not any((folder / name).is_dir() for name in AREAS):
         raise ValueError(f"{folder} is no PCEB folder: it holds none of {', '.join(AREAS)}")
+    if linked := next((name for name in AREAS if (folder / name).is_symlink()), None):
+        raise ValueError(f"{folder / linked} is a link, which is not followed: put the folder itself there")
     reader = _Reader()
     for path in sorted(folder.rglob("*.json")):
         name = path.relative_to(folder).as_posix()
@@ -62,6 +68,9 @@ def read_pceb(folder: Path) -> Pceb:
         raise ValueError(
             f"{folder}: no question could be read; the first problem: {next(iter(reader.problems), 'none')}"
         )
+    present = {item.groups["column"] for item in reader.items}
+    for column in (column for column in COLUMNS if present and column not in present):
+        reader.problems.append(Problem(folder.name, "", f"no question of the column {column!r}", dropped=True))
     return Pceb(reader.items, reader.essays, reader.problems)
 
 
@@ -77,7 +86,13 @@ def without_points(gold: str) -> str:
     >>> without_points("（1）初步诊断：一般心理问题（2分）。（每点1分，共3分）")
     '（1）初步诊断：一般心理问题。'
     """
-    return _POINTS.sub("", gold)
+
+    def unless_marks(found: re.Match[str]) -> str:
+        parts = [part.strip() for part in re.split("[，,、；;。：:]", found[1]) if part.strip()]
+        points = [part for part in parts if _POINTS.fullmatch(part)]
+        return "" if points and all(part in points or _PIECE.fullmatch(part) for part in parts) else found[0]
+
+    return _BRACKETS.sub(unless_marks, gold)
 
 
 class _Reader:
@@ -106,9 +121,9 @@ class _Reader:
                 if folder != "cases":
                     self._choice(name, place, row, "", form, groups)
                     continue
-                context = _context(row)
+                context, on_case = _context(row), {**groups, "case": f"{name} {place}"}
                 for at, part in _parts(row):
-                    self._part(name, f"{place} question {at}", part, context, form, groups)
+                    self._part(name, f"{place} question {at}", part, context, form, on_case)
             except ValueError as error:
                 self.problems.append(Problem(name, place, str(error), dropped=True))
 

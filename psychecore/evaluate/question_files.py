@@ -3,9 +3,10 @@
     {"id": "q1", "question": "...", "options": {"A": "..", "B": ".."}, "answer": "B", "kind": "single", ...}
     {"question": "...", "options": {"a": "..", "b": ".."}, "answer": "b"}
 
-A row with "kind" is ours and is validated as such. Of the others the letters may be of either case, an empty option is
-absent, an answer of several letters ("ab", "A, C") makes the question a multiple-choice one, and "id", "context" and
-"area" may be there. A user's own file has no row that may be dropped in silence: the first wrong one is an error.
+A row with "kind" is ours and is validated as such; without "language" it is asked in what it is written in. Of the
+others the letters may be of either case, an empty option is absent, an answer of several letters ("ab", "A, C") makes
+the question a multiple-choice one, and "id", "context" and "area" may be there. A user's own file has no row that may
+be dropped in silence: the first wrong one is an error.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def read_question_file(path: Path) -> list[Item]:
     seen: dict[str, int] = {}
     for number, row in read_jsonl(path):
         try:
-            question = Question.from_row(row) if "kind" in row else _plain(row, f"{path.stem} line {number}")
+            question = _ours(row) if "kind" in row else _plain(row, f"{path.stem} line {number}")
         except ValueError as error:
             raise ValueError(f"{path} line {number}: {error}") from None
         if question.id in seen:
@@ -51,6 +52,15 @@ def first_of_each(items: Iterable[Item], group: str, limit: int) -> list[Item]:
     return kept
 
 
+def _ours(row: dict[str, Any]) -> Question:
+    question = Question.from_row(row)
+    return question if "language" in row else replace(question, language=_language(question))
+
+
+def _language(question: Question) -> Literal["zh", "en"]:
+    return "zh" if language_of(" ".join([question.question, *question.options.values()])) == "zh" else "en"
+
+
 def _plain(row: dict[str, Any], name: str) -> Question:
     stem = clean_text(row.get("question"))
     if not stem:
@@ -63,5 +73,4 @@ def _plain(row: dict[str, Any], name: str) -> Question:
     kind: Literal["single", "multiple"] = "single" if len(answer) == 1 else "multiple"
     identity = row_id(row, name)
     question = Question(identity, stem, options, answer, kind, context=optional_text(row, "context") or None)
-    written = " ".join([stem, *options.values()])
-    return replace(question, area=optional_text(row, "area"), language="zh" if language_of(written) == "zh" else "en")
+    return replace(question, area=optional_text(row, "area"), language=_language(question))

@@ -1,9 +1,9 @@
 """From answers to figures: accuracies with what is needed to believe them, by group, as macro means, and paired.
 
-Beside every figure stand n and the 95 % interval over items (statistics.py); beside accuracies and averages what the
-best constant answer scores on these very questions; beside a group's accuracy the share of answers that could not be
-read (they score 0). All are shares in [0, 1]. With several samples an item's value is the mean over its samples, and
-pass@k and the majority's accuracy are given too, with interval alone.
+Beside every figure stand n and the 95 % interval over items, or over cases that several are asked on (statistics.py);
+beside accuracies and averages what the best constant answer scores on these very questions; beside a group's accuracy
+the share of answers that could not be read (they score 0). All are shares in [0, 1]. With several samples an item's
+value is the mean over its samples, and pass@k and the majority's accuracy are given too, with interval alone.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from psychecore.evaluate.answers import Answer
+from psychecore.evaluate.answers import Answer, EssayAnswer
 from psychecore.evaluate.choice import best_constant
 from psychecore.evaluate.statistics import (
     DIFFERENCE,
     Estimate,
     Span,
-    estimate,
     majority,
     pass_at_k,
     weighted_estimate,
 )
+
+CLUSTER = "case"  # a group whose items are alike: intervals resample it whole
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class Tallied:
     elastic: float
     answers: tuple[Answer, ...]
 
+    @property
+    def cluster(self) -> str:
+        """What it belongs to with others (the case that it is asked on), or itself."""
+        return self.groups.get(CLUSTER, self.id)
+
 
 def tally(answers: Sequence[Answer]) -> list[Tallied]:
     """Answers by item, in order; those without a published key are left out."""
@@ -96,20 +102,27 @@ def tally(answers: Sequence[Answer]) -> list[Tallied]:
 def choice_scores(items: Sequence[Tallied], pass_k: Sequence[int] = (), seed: int = 0) -> ChoiceScores:
     """The figures over these items. Raises ValueError for none, or where a k is larger than the number of samples."""
     answers = [answer for item in items for answer in item.answers]
+    clusters = {"": [item.cluster for item in items]}
+
+    def figure(values: Sequence[float], *constant: Any) -> Score:
+        return _score(weighted_estimate({"": (1.0, values)}, seed, clusters=clusters), *constant)
+
+    if not items:
+        raise ValueError("there are no items, so there is no mean")
     golds = Counter((item.gold, item.kind) for item in items)
     always, constant = best_constant(golds, elastic=False)
     elastic = None
     if any(item.kind == "multiple" for item in items):
         always_elastic, floor = best_constant(golds, elastic=True)
-        elastic = _score(estimate([item.elastic for item in items], seed), floor, always_elastic)
+        elastic = figure([item.elastic for item in items], floor, always_elastic)
     return ChoiceScores(
-        accuracy=_score(estimate([item.credit for item in items], seed), constant, always),
+        accuracy=figure([item.credit for item in items], constant, always),
         elastic=elastic,
         unparsable=_mean([answer.parsed is None for answer in answers]),
         format=_mean([answer.format for answer in answers]),
         empty=_mean([not answer.text.strip() for answer in answers]),
-        pass_k={k: _score(estimate([_pass(item, k) for item in items], seed)) for k in pass_k},
-        majority=_score(estimate([_majority(item) for item in items], seed)) if len(answers) > len(items) else None,
+        pass_k={k: figure([_pass(item, k) for item in items]) for k in pass_k},
+        majority=figure([_majority(item) for item in items]) if len(answers) > len(items) else None,
     )
 
 
@@ -135,7 +148,8 @@ def macro_score(
         name: (weight, [item.elastic if elastic else item.credit for item in found.get(name, [])])
         for name, weight in weights.items()
     }
-    result = weighted_estimate(strata, seed)
+    clusters = {name: [item.cluster for item in found.get(name, [])] for name in weights}
+    result = weighted_estimate(strata, seed, clusters=clusters)
     golds = {name: Counter((item.gold, item.kind) for item in found[name]) for name in weights}
     floor = math.fsum(weight * best_constant(golds[name], elastic)[1] for name, weight in weights.items())
     return _score(result, floor)
@@ -157,6 +171,7 @@ def macro_difference(
     strata: dict[str, tuple[float, list[float]]] = {
         name: (weight, []) for name, weight in (weights or {"": 1.0}).items()
     }
+    clusters: dict[str, list[str]] = {name: [] for name in strata}
     for item in one:
         name = item.groups.get(group, "") if weights else ""
         if item.id not in there or name not in strata:
@@ -165,12 +180,23 @@ def macro_difference(
         if twin.gold != item.gold:
             raise ValueError(f"item {item.id!r:.80} has the key {item.gold} here and {twin.gold} there")
         strata[name][1].append(item.elastic - twin.elastic if elastic else item.credit - twin.credit)
-    return _score(weighted_estimate(strata, seed, DIFFERENCE))
+        clusters[name].append(item.cluster)
+    return _score(weighted_estimate(strata, seed, DIFFERENCE, clusters))
 
 
-def mean_score(values: Sequence[float], seed: int = 0, span: Span = (0.0, 100.0)) -> Score:
-    """A plain mean, of values from 0 to 100 unless `span` says else, with its interval. Raises ValueError for none."""
-    return _score(estimate(values, seed, span))
+def mean_score(
+    values: Sequence[float], seed: int = 0, span: Span = (0.0, 100.0), clusters: Sequence[str] = ()
+) -> Score:
+    """A plain mean, of values from 0 to 100 unless `span` says else, with its interval. Raises ValueError for none.
+
+    clusters: what each value belongs to.
+    """
+    return _score(weighted_estimate({"": (1.0, values)}, seed, span, {"": clusters}))
+
+
+def cases(answers: Sequence[EssayAnswer]) -> list[str]:
+    """What each essay belongs to with others: the case that it is on, or itself."""
+    return [answer.groups.get(CLUSTER, answer.id) for answer in answers]
 
 
 def _score(found: Estimate, constant: float | None = None, constant_answer: str = "") -> Score:

@@ -3,6 +3,7 @@
 Items are the sample, so intervals answer "what if the exam had held other questions of this kind?", not "what if the
 model were asked again?". A resample draws as many items as there are, with replacement; where the figure is a mean of
 means (subjects, columns), each stratum is drawn by itself, since the exam's plan is fixed and its questions are not.
+Items that belong together (the questions on one case, the turns of a dialogue) are drawn together.
 """
 
 from __future__ import annotations
@@ -36,19 +37,23 @@ def estimate(values: Sequence[float], seed: int = 0, span: Span = SHARE) -> Esti
 
 
 def weighted_estimate(
-    strata: Mapping[str, tuple[float, Sequence[float]]], seed: int = 0, span: Span = SHARE
+    strata: Mapping[str, tuple[float, Sequence[float]]],
+    seed: int = 0,
+    span: Span = SHARE,
+    clusters: Mapping[str, Sequence[str]] | None = None,
 ) -> Estimate:
     """The weighted sum of the strata's means, from (weight, one value an item) by stratum; no weight is negative.
 
     `span` is the least and the greatest value that an item can have. A mean of three columns has the weights 1/3; a
-    difference of paired items is `estimate` of the differences, with the span DIFFERENCE. The interval is
+    difference of paired items is `estimate` of the differences, with the span DIFFERENCE. `clusters` has, by stratum,
+    the name of what each of its items belongs to; where a stratum has none, its items stand alone. The interval is
 
-    - of shares whose values are all 0 or 1 Wilson's, since a bootstrap of ten right answers out of ten gives [1, 1].
-      Of several strata their Wilson intervals joined by squares (Zou and Donner 2008, doi 10.1002/sim.3095), whose
-      special case for one stratum Wilson's interval is;
+    - of shares whose values are all 0 or 1 Wilson's, since a bootstrap of ten right answers out of ten gives [1, 1], or
+      that of `clustered_estimate`. Of several strata their own intervals joined by squares (Zou and Donner 2008, doi
+      10.1002/sim.3095), whose special case for one stratum its own interval is;
     - of other values the percentile bootstrap's (Efron 1979, doi 10.1214/aos/1176344552) over RESAMPLES resamples;
-    - where each stratum's values are all equal, which a resample cannot tell from certainty, the whole span: what is
-      known of the figure without any data, in short no interval.
+    - where each stratum's values are all equal, or all of one are in one cluster, which a resample cannot tell from
+      certainty, the whole span: what is known of the figure without any data, in short no interval.
 
     Raises ValueError where there is no stratum, or an empty one.
 
@@ -61,18 +66,19 @@ def weighted_estimate(
         raise ValueError(f"there are no items in {', '.join(map(repr, empty))}, so there is no mean")
     if not strata:
         raise ValueError("there are no items, so there is no mean")
-    parts = list(strata.values())
+    parts, clusters = list(strata.values()), clusters or {}
     n = sum(len(values) for _, values in parts)
     value = math.fsum(weight * math.fsum(values) / len(values) for weight, values in parts)
     if span == SHARE and all(set(values) <= {0, 1} for _, values in parts):
-        return Estimate(n, value, *_joined_wilson(parts))
-    if all(len(set(values)) == 1 for _, values in parts):
+        return Estimate(n, value, *_joined(strata, clusters, seed))
+    one_cluster = any(len(values) > 1 and len(set(clusters.get(name, ()))) == 1 for name, (_, values) in strata.items())
+    if one_cluster or all(len(set(values)) == 1 for _, values in parts):
         total = math.fsum(weight for weight, _ in parts)
         return _without_interval(n, value, (total * span[0], total * span[1]))
     generator = np.random.default_rng(seed)
     means_R = np.zeros(RESAMPLES)
-    for weight, values in parts:
-        means_R += weight * resampled_means(values, RESAMPLES, generator)
+    for name, (weight, values) in strata.items():
+        means_R += weight * _resampled(values, clusters.get(name, ()), generator)
     low, high = np.quantile(means_R, [0.025, 0.975])
     return Estimate(n, value, float(low), float(high))
 
@@ -90,11 +96,20 @@ def clustered_estimate(values: Sequence[float], clusters: Sequence[str], seed: i
         return _without_interval(len(values), value, span)
     if len(set(values)) == 1:
         return estimate(list(values[:1]) * len(set(clusters)), seed, span)._replace(n=len(values))
+    means_R = _resampled(values, clusters, np.random.default_rng(seed))
+    low, high = np.quantile(means_R, [0.025, 0.975])
+    return Estimate(len(values), value, float(low), float(high))
+
+
+def _resampled(values: Sequence[float], clusters: Sequence[str], generator: np.random.Generator) -> np.ndarray:
+    """The means of RESAMPLES draws of items, or of clusters where several items are in one; [RESAMPLES], fp64."""
+    if len(set(clusters)) in (0, len(values)):
+        return resampled_means(values, RESAMPLES, generator)
     _, place = np.unique(np.asarray(clusters), return_inverse=True)
     sums, counts = np.bincount(place, weights=np.asarray(values, dtype=np.float64)), np.bincount(place)
-    drawn_RC = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
-    low, high = np.quantile((drawn_RC @ sums) / (drawn_RC @ counts), [0.025, 0.975])
-    return Estimate(len(values), value, float(low), float(high))
+    drawn_RC = generator.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
+    means_R: np.ndarray = (drawn_RC @ sums) / (drawn_RC @ counts)
+    return means_R
 
 
 def wilson_interval(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:
@@ -120,12 +135,17 @@ def _without_interval(n: int, value: float, span: Span) -> Estimate:
     return Estimate(n, value, *span)
 
 
-def _joined_wilson(parts: Sequence[tuple[float, Sequence[float]]]) -> tuple[float, float]:
-    """value -/+ the root of the summed squares of each share's weighted distance to its own Wilson bound."""
+def _joined(
+    strata: Mapping[str, tuple[float, Sequence[float]]], clusters: Mapping[str, Sequence[str]], seed: int
+) -> tuple[float, float]:
+    """value -/+ the root of the summed squares of each share's weighted distance to its own bound."""
     below, above, value = 0.0, 0.0, 0.0
-    for weight, values in parts:
-        right, n = round(math.fsum(values)), len(values)
-        low, high = wilson_interval(right, n)
+    for name, (weight, values) in strata.items():
+        right, n, together = round(math.fsum(values)), len(values), clusters.get(name, ())
+        if len(set(together)) in (0, n):
+            low, high = wilson_interval(right, n)
+        else:
+            low, high = clustered_estimate(values, together, seed)[2:]
         value += weight * right / n
         below += (weight * (right / n - low)) ** 2
         above += (weight * (high - right / n)) ** 2

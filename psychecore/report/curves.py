@@ -52,7 +52,7 @@ class Curves:
         """Read what was appended; returns whether anything changed. Raises ValueError with file and line."""
         changed = False
         for name, tail in self._tails.items():
-            for _, row in tail.look():
+            for _, _, row in tail.look():
                 self._drop_if_reset(name)
                 changed = True
                 step = row.get("step")

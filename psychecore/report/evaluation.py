@@ -9,7 +9,7 @@ from typing import Any
 from psychecore.report.tail import number
 from psychecore.untrusted import read_json
 
-MAX_ROWS = 500
+MAX_ROWS = 5000
 
 
 def evaluation_rows(path: Path) -> list[dict[str, Any]]:
@@ -23,9 +23,12 @@ def evaluation_rows(path: Path) -> list[dict[str, Any]]:
     found = read_json(path)
     rows = _benchmarks(found) if isinstance(found.get("benchmarks"), dict) else _heldout(found)
     try:
-        return sorted(rows, key=lambda row: bool(row["detail"]))[:MAX_ROWS]
+        found_rows = sorted(rows, key=lambda row: bool(row["detail"]))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if more := len(found_rows) - MAX_ROWS:
+        found_rows[MAX_ROWS:] = [_row("", None, f"{more:,} more in {path.name}", {}, {})] if more > 0 else []
+    return found_rows
 
 
 def _heldout(found: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -35,7 +35,7 @@ class Rollouts:
     def look(self) -> bool:
         """Index what was appended; returns whether anything changed. Raises ValueError with file and line."""
         before, changed = len(self), False
-        for start, row in self._tail.look():
+        for start, size, row in self._tail.look():
             changed |= self._drop_if_reset()
             step = row.get("step")
             if type(step) is not int or not 0 <= step < MAX_STEP or not isinstance(row.get("samples"), list):
@@ -45,7 +45,7 @@ class Rollouts:
             except ValueError as error:
                 raise ValueError(f"{self._tail.path} line {self._tail.lines}: {error}") from None
             self._starts.append(start)
-            self._sizes.append(self._tail.offset - start)
+            self._sizes.append(size)
             self._steps.append(step)
             self._differ.append(len(totals) > 1)
         return self._drop_if_reset() or changed or len(self) != before

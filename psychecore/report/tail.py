@@ -30,39 +30,40 @@ def number(value: Any, name: str) -> float | None:
 class Tail:
     """Follows one file, which may not exist yet.
 
-    `reset` is true after a look that found another file in its place, or a shorter one (a run that was resumed drops
-    the rows that it writes again): what came before does not count any more.
+    `reset` is set by a look that finds another file in its place, or a shorter one (a run that was resumed drops the
+    rows that it writes again), until the reader clears it: what came before does not count any more. `lines` is the
+    number of the line that was read last.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.reset = False
         self.offset = self.lines = 0
-        self._inode = 0
+        self._taken = self._inode = 0  # lines before `offset`
 
-    def look(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield (byte offset, row) of each whole new line; a last line without its end waits for the next look.
+    def look(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """Yield (byte offset, bytes, row) of each whole new line; a last line without its end waits for the next look.
 
         Raises ValueError with file and line for what is no JSON object.
         """
         try:
             file = open(self.path, "rb")  # noqa: SIM115 - closed below, after the one error that may be expected
         except FileNotFoundError:
-            self.reset = self.offset > 0
-            self.offset = self.lines = self._inode = 0
+            self.reset |= self.offset > 0
+            self.offset = self._taken = self._inode = 0
             return
         with file:
             size, inode = file.seek(0, 2), os.fstat(file.fileno()).st_ino
-            self.reset = self.offset > 0 and (inode != self._inode or size < self.offset)
-            if self.reset:
-                self.offset = self.lines = 0
-            self._inode = inode
+            if self.offset > 0 and (inode != self._inode or size < self.offset):
+                self.reset, self.offset, self._taken = True, 0, 0
+            self._inode, self.lines = inode, self._taken
             file.seek(self.offset)
             while (raw := file.readline(MAX_LINE + 1)).endswith(b"\n"):
                 row = self._row(raw) if raw.strip() else None  # a damaged line stays ahead, so every look names it
-                start, self.offset, self.lines = self.offset, self.offset + len(raw), self.lines + 1
+                self.lines += 1
                 if row is not None:
-                    yield start, row
+                    yield self.offset, len(raw), row  # one that its reader can't take is named by every look as well
+                self.offset, self._taken = self.offset + len(raw), self.lines
             if len(raw) > MAX_LINE:
                 raise ValueError(f"{self.path} line {self.lines + 1}: longer than {MAX_LINE:,} bytes")
 

@@ -66,7 +66,14 @@ def test_dirt_is_survived_and_what_is_dropped_has_file_row_and_reason(tmp_path: 
     assert list(found.items[-1].question.options) == ["A", "B", "C"]
     assert found.items[0].groups["tier"] == "second"
     assert found.essays[0].gold == "（1）甲。\n（2）乙。"
-    reasons = {(one.file.split("/")[-1], one.row): one.reason for one in found.problems if one.dropped}
+    assert [item.groups.get("case") for item in found.items] == ["cases/mix/second/b.json row 1"] * 3 + [None] * 4
+    assert found.essays[0].groups["case"] == "cases/essay/third/c.json row 1"
+    absent = [one.reason for one in found.problems if one.file == tmp_path.name]
+    assert absent == [
+        f"no question of the column {column!r}" for column in ("moral single", "moral multiple", "theory multiple")
+    ]
+    problems = [one for one in found.problems if one.file != tmp_path.name]
+    reasons = {(one.file.split("/")[-1], one.row): one.reason for one in problems if one.dropped}
     assert {place: reason.split(",")[0].split("'")[0] for place, reason in reasons.items()} == {
         ("a.json", "row 3"): "the answer is empty",
         ("a.json", "row 5"): "the answer E names E",
@@ -105,6 +112,9 @@ def test_a_folder_that_is_no_pceb_and_a_link_out_of_it_are_refused(tmp_path: Pat
     (tmp_path / "pceb" / "theory" / "single" / "x.json").symlink_to(tmp_path / "secret.json")
     with pytest.raises(ValueError, match="a link out of its folder"):
         read_pceb(tmp_path / "pceb")
+    (tmp_path / "pceb" / "moral").symlink_to(tmp_path / "pceb" / "theory")
+    with pytest.raises(ValueError, match="moral is a link, which is not followed"):
+        read_pceb(tmp_path / "pceb")
 
 
 @pytest.mark.parametrize(
@@ -115,6 +125,12 @@ def test_a_folder_that_is_no_pceb_and_a_link_out_of_it_are_refused(tmp_path: Pat
         ("（每点1分，共3分）甲", "甲"),
         ("得（分）与（3分钟）不变", "得（分）与（3分钟）不变"),
         ("满分（100）", "满分（100）"),
+        ("甲（3点，共6分）乙（写出任意3点即可，每点2分，共6分）", "甲乙"),
+        ("甲（任答3点得6分）乙（酌情给1-2分）丙（2～3分）丁［2分］", "甲乙丙丁"),
+        *[
+            (text, text)
+            for text in ("较高（65分，重度抑郁）", "（该量表总分72分）", "（60分以上为外向）", "原始分（26分）")
+        ],
     ],
 )
 def test_point_marks_go_and_nothing_else(gold: str, plain: str) -> None:

@@ -24,6 +24,18 @@ def test_rows_of_our_schema_come_back_as_they_were_written(tmp_path: Path) -> No
     assert read_question_file(tmp_path / "x.jsonl") == [Item(question, {"kind": "multiple", "area": "memory"})]
 
 
+def test_a_row_of_our_schema_without_a_language_is_asked_in_what_it_is_written_in(tmp_path: Path) -> None:
+    row = {
+        "id": "q",
+        "question": "下列属于强化的是",
+        "options": {"A": "甲", "B": "乙"},
+        "answer": "AB",
+        "kind": "multiple",
+    }
+    rows = [row, row | {"id": "r", "language": "en"}]
+    assert [item.question.language for item in read_question_file(plain(tmp_path / "x.jsonl", *rows))] == ["zh", "en"]
+
+
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
 @pytest.mark.parametrize("case", [str.lower, str.upper])
 def test_two_to_five_options_in_either_case(count: int, case: Any, tmp_path: Path) -> None:

@@ -67,6 +67,34 @@ def test_turns_of_one_dialogue_are_drawn_together() -> None:
     assert [found.low, found.high] == pytest.approx(exact.tolist())
 
 
+def test_the_questions_of_a_case_are_drawn_together_in_every_stratum() -> None:
+    random = np.random.default_rng(5)
+    values = {"case": list(random.random(12)), "other": list(random.random(7))}
+    cases = [f"case {n // 4}" for n in range(12)]
+    loop = []
+    for _ in range(4000):
+        drawn = [values["case"][4 * n + at] for n in random.integers(0, 3, 3) for at in range(4)]
+        loop.append(0.5 * np.mean(drawn) + 0.5 * random.choice(values["other"], 7).mean())
+    strata = {name: (0.5, row) for name, row in values.items()}
+    found = weighted_estimate(strata, seed=1, clusters={"case": cases})
+    assert [found.low, found.high] == pytest.approx(np.quantile(loop, [0.025, 0.975]).tolist(), abs=0.02)
+    apart = weighted_estimate(strata, seed=1, clusters={"case": [str(n) for n in range(12)]})
+    assert apart == weighted_estimate(strata, seed=1)
+
+
+@pytest.mark.parametrize("alike", [0.05, 0.2])
+def test_the_interval_of_shares_covers_though_the_questions_of_a_case_are_alike(alike: float) -> None:
+    random, cases, covered, wilson = np.random.default_rng(0), [str(n // 11) for n in range(69 * 11)], 0, 0
+    a, b = 0.6 * (1 - alike) / alike, 0.4 * (1 - alike) / alike  # a beta-binomial with this correlation in a case
+    for _ in range(300):
+        values = (random.random((69, 11)) < random.beta(a, b, (69, 1))).astype(float).ravel().tolist()
+        found, alone = (weighted_estimate({"": (1.0, values)}, clusters=c) for c in ({"": cases}, {}))
+        covered += found.low <= 0.6 <= found.high
+        wilson += alone.low <= 0.6 <= alone.high
+    assert covered / 300 > 0.91
+    assert wilson < covered - 0.02 * 300
+
+
 def test_a_share_has_wilsons_interval() -> None:
     for right, n in ((0, 10), (10, 10), (3, 7), (81, 263)):
         found = estimate([1.0] * right + [0.0] * (n - right))

@@ -17,6 +17,7 @@ from tests_replies import Scripted
 
 from psychecore.curate.generator import LocalGenerator, Reply, Request
 from psychecore.evaluate import text_overlap
+from psychecore.evaluate.answers import with_thinking_opened
 
 
 def question(answer: str = "B", stem: str = "问题") -> dict[str, Any]:
@@ -42,7 +43,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def run(data: Path, folder: str, *flags: str) -> dict[str, Any]:
-    flags = (*flags, "--answers.max_new_tokens=6", f"--run.folder={data / folder}", "--benchmark.essays=false")
+    flags = ("--benchmark.essays=false", *flags, "--answers.max_new_tokens=6", f"--run.folder={data / folder}")
     if not any(flag.startswith("--model.path") for flag in flags):
         flags = ("--model.path=model", *flags)
     evaluate.main(cli.load_config(EvaluateRecipe, flags, None))
@@ -90,18 +91,19 @@ def test_the_recipe_scores_reports_and_keeps_every_prediction(
     result = run(data, "one", f"--benchmark.pceb={data / 'pceb'}", f"--benchmark.questions={data / 'plain.jsonl'}")
     pceb = result["benchmarks"]["pceb"]
     assert pceb["all"]["accuracy"]["value"] == pytest.approx(3 / 5)
-    assert pceb["averages"]["standard"]["value"] == pytest.approx(1 / 2)  # of the two columns that are there
-    assert pceb["averages"]["elastic"]["value"] == pytest.approx((1 + 1 / 2) / 2)
-    assert [one["reason"] for one in pceb["problems"] if one["dropped"]] == [
-        "the answer is empty, so nothing can be scored"
-    ]
+    assert pceb["averages"]["standard (2 of 6)"]["value"] == pytest.approx(1 / 2)
+    assert pceb["averages"]["elastic (2 of 6)"]["value"] == pytest.approx((1 + 1 / 2) / 2)
+    first, *absent = [one["reason"] for one in pceb["problems"] if one["dropped"]]
+    assert first == "the answer is empty, so nothing can be scored"
+    assert len(absent) == 4
+    assert absent[0] == "no question of the column 'case single'"
     assert result["benchmarks"]["plain"]["all"]["accuracy"]["value"] == 0.5
     (first, *_) = rows(data, "one/predictions/pceb.jsonl")
     assert (first["text"], first["parsed"], first["gold"], first["credit"]) == ("<think>x</think>B", "B", "AB", 0.0)
     assert first["prompt"][-1]["content"].startswith("乙0")
     printed = capsys.readouterr().out
     assert "average, elastic" in printed
-    assert "1 dropped, 0 kept" in printed
+    assert "5 dropped, 0 kept" in printed
 
 
 def test_another_model_is_compared_item_by_item(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,11 +113,52 @@ def test_another_model_is_compared_item_by_item(data: Path, monkeypatch: pytest.
     result = run(data, "two", "--model.path=other", f"--run.against={data / 'one'}", *flags)
     pceb, plain = (result["benchmarks"][name]["against"] for name in ("pceb", "plain"))
     assert pceb["accuracy"]["value"] == pytest.approx(3 / 5)
-    assert (pceb["standard"]["value"], pceb["elastic"]["value"]) == (0.5, 0.5)
+    assert (pceb["standard (2 of 6)"]["value"], pceb["elastic (2 of 6)"]["value"]) == (0.5, 0.5)
     assert plain["accuracy"]["value"] == 0
     assert plain["accuracy"]["low"] < 0 < plain["accuracy"]["high"]
     with pytest.raises(FileNotFoundError, match=r"run\.against must hold an evaluation"):
         run(data, "three", "--model.path=other", f"--run.against={data}", *flags)
+
+
+def test_essays_are_compared_too(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jieba")
+    case = {"id": 1, "general_info": "女", "case_introduction": "失眠。"}
+    parts = [
+        {"question": f"简述{n}？（5分）", "answer": f"（1）{gold}（5分）。"}
+        for n, gold in enumerate(("一般心理问题", "严重"))
+    ]
+    (data / "pceb" / "cases" / "essay" / "third").mkdir(parents=True)
+    path = data / "pceb" / "cases" / "essay" / "third" / "c.json"
+    path.write_text(json.dumps([case | {"questions_and_answers": parts}]), "utf-8")
+    scripted(monkeypatch, model=always("（1）一般心理问题。"), other=always("（1）无。"))
+    flags = (f"--benchmark.pceb={data / 'pceb'}", "--benchmark.essays=true")
+    run(data, "one", *flags)
+    result = run(data, "two", "--model.path=other", f"--run.against={data / 'one'}", *flags)["benchmarks"][
+        "pceb_essays"
+    ]
+    ours, theirs = (
+        [row["rouge_1"] for row in rows(data, f"{n}/predictions/pceb_essays.jsonl")] for n in ("two", "one")
+    )
+    assert result["against"]["rouge_1"]["value"] == pytest.approx(sum(ours) / 2 - sum(theirs) / 2)
+    assert result["against"]["rouge_1"]["value"] < 0
+    # both essays are on one case, so nothing is known of how cases differ
+    assert (result["figures"]["rouge_1"]["low"], result["figures"]["rouge_1"]["high"]) == (0, 100)
+    path.write_text(path.read_text("utf-8").replace("失眠", "焦虑"), "utf-8")
+    with pytest.raises(ValueError, match=r"pceb_essays\.jsonl: .* was asked with another prompt there"):
+        run(data, "three", "--model.path=other", f"--run.against={data / 'one'}", *flags)
+
+
+def test_a_server_s_thinking_that_was_cut_is_no_answer(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = Scripted(lambda request: "So far A" if "Which 0" in str(request.messages) else "B fits.</think>A", "model")
+    scripted(monkeypatch, model=cut)
+    run(data, "cut", f"--benchmark.questions={data / 'plain.jsonl'}")
+    answers = rows(data, "cut/predictions/plain.jsonl")
+    assert [row["parsed"] for row in answers] == [None] + ["A"] * 7
+    assert answers[0]["reason"] == "the thinking is not closed"
+    assert answers[1]["format"] == 1
+    slip = Scripted(lambda request: "</think>A", "model")
+    replies = [*slip.generate([Request([], 1)]), *[Reply("A", None)] * 10]
+    assert with_thinking_opened(replies) == replies
 
 
 class Dies(Scripted):

@@ -162,6 +162,10 @@ def test_a_comparison_that_cannot_be_made_is_told_before_the_first_request(
     against = f"--run.against={data / 'old'}"
     with pytest.raises(ValueError, match=r"q\.jsonl: item 'one' has the key A there and B here"):
         run(data, "new", questions(data, "q", "one", answer="b"), against)
+    changed = json.loads((data / "q.jsonl").read_text()) | {"question": "one, but other", "answer": "a"}
+    (data / "q.jsonl").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match=r"q\.jsonl: 'one' was asked with another prompt there"):
+        run(data, "new", f"--benchmark.questions={data / 'q.jsonl'}", against)
     with pytest.raises(ValueError, match=r"old/predictions/q\.jsonl holds none of these questions"):
         run(data, "new", questions(data, "q", "three"), against)
     with pytest.raises(ValueError, match=r"has no results of 'p' \(it has q\): run\.against must hold"):
@@ -206,6 +210,37 @@ def test_damaged_replies_of_the_other_are_named_with_their_line(
     scripted(monkeypatch, model=unasked(), judge=unasked("judge"))
     with pytest.raises(ValueError, match=rf"talk\.replies\.jsonl line 2: .*{match}"):
         run(data, "new", *flags, f"--run.against={data / 'old'}")
+
+
+def test_replies_to_another_dialogue_are_not_compared(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = (f"--benchmark.dialogues={data / 'talk.jsonl'}", "--judge.path=judge")
+    scripted(monkeypatch, model=always("好"), judge=always("x", "judge"))
+    run(data, "old", *flags)
+    (data / "talk.jsonl").write_text(json.dumps({"id": 1, "messages": [{"role": "user", "content": "我考试没考好"}]}))
+    with pytest.raises(ValueError, match=r"talk\.replies\.jsonl: '1/1' was asked with another prompt there"):
+        run(data, "new", *flags, f"--run.against={data / 'old'}")
+
+
+def test_empty_replies_are_counted(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted(monkeypatch, model=always("<think>what"), judge=always("安全性：1", "judge"))
+    found = run(data, "r", f"--benchmark.dialogues={data / 'talk.jsonl'}", "--judge.path=judge")
+    assert found["benchmarks"]["talk"]["empty"] == 1
+    assert "100.0% of the replies are empty" in capsys.readouterr().out
+
+
+def test_a_comparison_of_other_figures_does_not_stay(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, model=always("A"), other=always("B"))
+    flags = ("--model.path=other", questions(data, "q", "one", "two", "three"))
+    run(data, "old", "--model.path=model", flags[1])
+    assert "against" in run(data, "new", *flags, f"--run.against={data / 'old'}")["benchmarks"]["q"]
+    assert "against" in run(data, "new", *flags)["benchmarks"]["q"]  # the same figures
+    path = data / "new" / "evaluation.json"
+    found = json.loads(path.read_text())
+    found["benchmarks"]["q"]["all"]["empty"] = 0.5  # as after another max_length
+    path.write_text(json.dumps(found))
+    assert run(data, "new", *flags)["benchmarks"]["q"].keys().isdisjoint({"against", "compared_with"})
 
 
 def test_the_figures_are_kept_when_the_comparison_fails(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from psychecore.report import evaluation
 from psychecore.report.curves import POINTS, Curves, thin
 from psychecore.report.evaluation import evaluation_rows
 from psychecore.report.rollouts import PAGE, Rollouts
@@ -62,6 +63,38 @@ def test_a_resumed_run_takes_back_what_it_writes_again(tmp_path: Path) -> None:
     path.unlink()
     assert curves.look()
     assert columns(curves) == {}
+
+
+def test_a_replaced_file_counts_as_new_though_its_first_line_is_damaged(tmp_path: Path) -> None:
+    curves, path = Curves(tmp_path), tmp_path / "metrics.jsonl"
+    append(path, *map(metric, range(1, 6)))
+    curves.look()
+    append(tmp_path / "new", "{damaged\n", metric(2))
+    (tmp_path / "new").replace(path)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl line 1: not a JSON object"):
+            curves.look()
+    append(tmp_path / "new", metric(1), metric(2))
+    (tmp_path / "new").replace(path)
+    curves.look()
+    assert columns(curves)["reward"][0] == [1, 2]
+
+
+def test_a_row_without_a_step_is_named_by_every_look(tmp_path: Path) -> None:
+    append(tmp_path / "metrics.jsonl", metric(1), metric(-1), metric(2))
+    curves = Curves(tmp_path)
+    for _ in range(3):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl line 2: step is -1"):
+            curves.look()
+    assert columns(curves)["reward"][0] == [1]
+
+
+def test_a_table_that_is_cut_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "MAX_ROWS", 2)
+    sets = {name: {"accuracy": 0.5, "n": 4} for name in "abcd"}
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps({"before": {"step": 0, "sets": sets}}))
+    assert [row["set"] for row in evaluation_rows(path)] == ["a", "b", "2 more in evaluation.json"]
 
 
 def test_what_is_no_number_leaves_a_gap(tmp_path: Path) -> None:
