@@ -143,7 +143,7 @@ def test_essays_are_compared_too(data: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert result["against"]["rouge_1"]["value"] < 0
     # both essays are on one case, so nothing is known of how cases differ
     assert (result["figures"]["rouge_1"]["low"], result["figures"]["rouge_1"]["high"]) == (0, 100)
-    path.write_text(path.read_text("utf-8").replace("失眠", "焦虑"), "utf-8")
+    path.write_text(json.dumps([case | {"case_introduction": "焦虑。", "questions_and_answers": parts}]), "utf-8")
     with pytest.raises(ValueError, match=r"pceb_essays\.jsonl: .* was asked with another prompt there"):
         run(data, "three", "--model.path=other", f"--run.against={data / 'one'}", *flags)
 
