@@ -105,12 +105,14 @@ def _essays(folder: Path, task: EssayTask) -> dict[str, dict[str, float]]:
     theirs: dict[str, dict[str, float]] = {}
     for number, row in read_jsonl(path):
         name = row.get("id")
-        if name in theirs:
-            raise ValueError(f"{path} line {number}: id {name!r:.80} stands there twice")
         if not isinstance(name, str) or any(type(row.get(key)) not in (int, float) for key in OVERLAPS):
             raise ValueError(f"{path} line {number}: needs an id and {', '.join(OVERLAPS)} as numbers")
+        if name in theirs:
+            raise ValueError(f"{path} line {number}: id {name!r:.80} stands there twice")
         if name in rows:
             _same_prompt(path, name, row.get("prompt"), rows[name].messages())
+            if row.get("gold") != rows[name].gold:
+                raise ValueError(f"{path} line {number}: {name!r:.80} has another reference answer there: {WANTED}")
             theirs[name] = {key: float(row[key]) for key in OVERLAPS}
     if not theirs:
         raise ValueError(f"{path} holds none of these questions, so there is nothing to compare: {WANTED}")

@@ -52,7 +52,10 @@ class Results:
     def record(self, name: str, result: Mapping[str, Any]) -> None:
         """Keep a result; what an earlier one has beyond it (rubrics, a comparison of equal figures) stays."""
         earlier = self.benchmarks.get(name, {})
-        if any(earlier.get(key) != result.get(key) for key in ("all", "figures")):
+        result = json.loads(json.dumps(result))  # as it is read again: a key that is a number is a text there
+        rubrics = [(one, earlier.get("rubrics", {}).get(name)) for name, one in result.get("rubrics", {}).items()]
+        same = all(earlier.get(key) == result.get(key) for key in ("all", "figures"))
+        if not same or any(before not in (None, now) for now, before in rubrics):
             earlier = {key: value for key, value in earlier.items() if key not in ("against", "compared_with")}
         if "rubrics" in result:
             result = {**result, "rubrics": {**earlier.get("rubrics", {}), **result["rubrics"]}}

@@ -157,8 +157,8 @@ def with_thinking_opened(replies: Sequence[Reply]) -> list[Reply]:
     Without it, thinking that was cut off would count as an answer. A tenth of the replies must close what they don't
     open: a single one may be a slip of a model that does not think.
     """
-    said = [reply.text for reply in replies if reply.text and OPEN not in reply.text]
-    if 10 * sum(CLOSE in text for text in said) < max(len(said), 1):
+    said = [reply.text for reply in replies if reply.text]
+    if 10 * sum(CLOSE in text and OPEN not in text for text in said) < max(len(said), 1):
         return list(replies)
     return [
         replace(reply, text=OPEN + reply.text) if reply.text and OPEN not in reply.text else reply for reply in replies

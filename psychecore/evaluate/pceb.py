@@ -35,12 +35,14 @@ AREAS = {"cases": "case", "moral": "moral", "theory": "theory"}  # folder: as th
 COLUMNS = tuple(f"{area} {kind}" for area in AREAS.values() for kind in ("single", "multiple"))
 _PREFIX = re.compile(r"^[\s【\[(（]*([单多])(?:项)?选(?:择题?|题)?[】\])）]*\s*[:：]?\s*")
 # What stands in brackets is point marks where each part is one: "(2分)", "（每点1分，共3分）", "（任答3点得6分）".
-# "（65分，重度抑郁）", "（该量表总分72分）" and what stands behind 分 are results of tests.
-_BRACKETS = re.compile(r"(?<!分)\s*[（(【\[［]([^（）()【】\[\]［］\n]{1,40})[）)】\]］]")
+# "（65分，重度抑郁）", "（该量表总分72分）", "原始分（26分）" and "得分28分（28分）" are results of tests.
+_BRACKETS = re.compile(r"(?<![\d始准得总评均子表]分)\s*[（(【\[［]([^（）()【】\[\]［］\n]{1,40})[）)】\]］]")
 _MOST_POINTS, _NUMBER = r"(?:[0-2]?\d|30)(?:\.\d)?", r"\d{1,2}(?:\.\d)?"
-_OF = rf"(?:(?:本|每|各|共|满|计|答|写|任|酌|得)\D{{0,8}})?(?:{_NUMBER} ?[点条项个]\D{{0,6}})?"
-_POINTS = re.compile(rf"{_OF}(?:{_NUMBER} ?[-~～—至到] ?)?{_MOST_POINTS} ?分")
-_PIECE = re.compile(rf"{_OF}(?:得分)?")
+_OF = rf"(?:(?:本|每|各|共|满|计|答|写|任|酌|得|最|总|合)\D{{0,8}})?(?:{_NUMBER} ?[点条项个]\D{{0,6}})?"
+_POINTS = re.compile(
+    rf"(?:共|满分) ?\d{{1,3}} ?分|{_OF}(?:{_NUMBER} ?[-~～—至到] ?)?{_MOST_POINTS} ?分(?:/[点条项个])?"
+)
+_PIECE = re.compile(rf"{_OF}(?:得分)?|\D{{0,6}}(?:即可|酌情\D{{0,3}}|扣 ?{_NUMBER} ?分)")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def without_points(gold: str) -> str:
     """
 
     def unless_marks(found: re.Match[str]) -> str:
-        parts = [part.strip() for part in re.split("[，,、；;。：:]", found[1]) if part.strip()]
+        parts = [part.strip() for part in re.split("[，,、；;。：:+]|(?<=分) |(?<=分)共", found[1]) if part.strip()]
         points = [part for part in parts if _POINTS.fullmatch(part)]
         return "" if points and all(part in points or _PIECE.fullmatch(part) for part in parts) else found[0]
 

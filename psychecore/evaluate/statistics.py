@@ -46,13 +46,14 @@ def weighted_estimate(
 
     `span` is the least and the greatest value that an item can have. A mean of three columns has the weights 1/3; a
     difference of paired items is `estimate` of the differences, with the span DIFFERENCE. `clusters` has, by stratum,
-    the name of what each of its items belongs to; where a stratum has none, its items stand alone. The interval is
+    the name of what each of its items belongs to; where a stratum has none, its items stand alone. Clusters are drawn
+    once for all strata that they have items in. The interval is
 
     - of shares whose values are all 0 or 1 Wilson's, since a bootstrap of ten right answers out of ten gives [1, 1], or
       that of `clustered_estimate`. Of several strata their own intervals joined by squares (Zou and Donner 2008, doi
       10.1002/sim.3095), whose special case for one stratum its own interval is;
     - of other values the percentile bootstrap's (Efron 1979, doi 10.1214/aos/1176344552) over RESAMPLES resamples;
-    - where each stratum's values are all equal, or all of one are in one cluster, which a resample cannot tell from
+    - where each stratum's values are all equal, or one stratum's clusters are, which a resample cannot tell from
       certainty, the whole span: what is known of the figure without any data, in short no interval.
 
     Raises ValueError where there is no stratum, or an empty one.
@@ -66,19 +67,23 @@ def weighted_estimate(
         raise ValueError(f"there are no items in {', '.join(map(repr, empty))}, so there is no mean")
     if not strata:
         raise ValueError("there are no items, so there is no mean")
-    parts, clusters = list(strata.values()), clusters or {}
-    n = sum(len(values) for _, values in parts)
+    parts = list(strata.values())
+    n, total = sum(len(values) for _, values in parts), math.fsum(weight for weight, _ in parts)
     value = math.fsum(weight * math.fsum(values) / len(values) for weight, values in parts)
+    whole = (total * span[0], total * span[1])
+    named = {name: clusters[name] for name in strata if clusters and clusters.get(name)}
+    grouped = {name: names for name, names in named.items() if len(set(names)) < len(strata[name][1])}
+    if any(_says_nothing(strata[name][1], names) for name, names in grouped.items()):
+        return _without_interval(n, value, whole)
     if span == SHARE and all(set(values) <= {0, 1} for _, values in parts):
-        return Estimate(n, value, *_joined(strata, clusters, seed))
-    one_cluster = any(len(values) > 1 and len(set(clusters.get(name, ()))) == 1 for name, (_, values) in strata.items())
-    if one_cluster or all(len(set(values)) == 1 for _, values in parts):
-        total = math.fsum(weight for weight, _ in parts)
-        return _without_interval(n, value, (total * span[0], total * span[1]))
+        return Estimate(n, value, *_joined(strata, grouped, seed))
+    if all(len(set(values)) == 1 for _, values in parts):
+        return _without_interval(n, value, whole)
     generator = np.random.default_rng(seed)
-    means_R = np.zeros(RESAMPLES)
+    means_R = _resampled_together({name: strata[name] for name in grouped}, grouped, generator)
     for name, (weight, values) in strata.items():
-        means_R += weight * _resampled(values, clusters.get(name, ()), generator)
+        if name not in grouped:
+            means_R += weight * resampled_means(values, RESAMPLES, generator)
     low, high = np.quantile(means_R, [0.025, 0.975])
     return Estimate(n, value, float(low), float(high))
 
@@ -86,30 +91,47 @@ def weighted_estimate(
 def clustered_estimate(values: Sequence[float], clusters: Sequence[str], seed: int = 0, span: Span = SHARE) -> Estimate:
     """The mean over all values where those of one cluster (the turns of a dialogue) are alike: clusters are resampled.
 
-    With one cluster there is no interval, so that it is the whole `span`. Values that are all equal are taken as one a
-    cluster by `estimate`. Raises ValueError for no values, or another number of cluster names.
+    See `weighted_estimate`. Raises ValueError for no values, or another number of cluster names.
     """
     if not len(values) or len(values) != len(clusters):
         raise ValueError(f"{len(values)} values in {len(clusters)} clusters: needs one cluster a value, and a value")
-    value = math.fsum(values) / len(values)
-    if len(set(clusters)) == 1:
-        return _without_interval(len(values), value, span)
-    if len(set(values)) == 1:
-        return estimate(list(values[:1]) * len(set(clusters)), seed, span)._replace(n=len(values))
-    means_R = _resampled(values, clusters, np.random.default_rng(seed))
-    low, high = np.quantile(means_R, [0.025, 0.975])
-    return Estimate(len(values), value, float(low), float(high))
+    return weighted_estimate({"": (1.0, values)}, seed, span, {"": clusters})
 
 
-def _resampled(values: Sequence[float], clusters: Sequence[str], generator: np.random.Generator) -> np.ndarray:
-    """The means of RESAMPLES draws of items, or of clusters where several items are in one; [RESAMPLES], fp64."""
-    if len(set(clusters)) in (0, len(values)):
-        return resampled_means(values, RESAMPLES, generator)
-    _, place = np.unique(np.asarray(clusters), return_inverse=True)
-    sums, counts = np.bincount(place, weights=np.asarray(values, dtype=np.float64)), np.bincount(place)
-    drawn_RC = generator.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
-    means_R: np.ndarray = (drawn_RC @ sums) / (drawn_RC @ counts)
-    return means_R
+def _says_nothing(values: Sequence[float], clusters: Sequence[str]) -> bool:
+    """Whether nothing is seen of how clusters differ: there is one, or values differ and the clusters' means don't."""
+    sums, counts = _by_cluster(values, clusters, sorted(set(clusters)))
+    return len(sums) == 1 or (len(set(values)) > 1 and bool(np.ptp(sums / counts) < 1e-12))
+
+
+def _by_cluster(
+    values: Sequence[float], clusters: Sequence[str], names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of the values and their number by cluster, in the order of `names`; 0 of those that have none here."""
+    at = {name: number for number, name in enumerate(names)}
+    place = [at[name] for name in clusters]
+    sums = np.bincount(place, weights=np.asarray(values, dtype=np.float64), minlength=len(names))
+    return sums, np.bincount(place, minlength=len(names))
+
+
+def _resampled_together(
+    strata: Mapping[str, tuple[float, Sequence[float]]],
+    clusters: Mapping[str, Sequence[str]],
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Weighted sums of the strata's means over draws of clusters, which may be in several; [RESAMPLES], fp64."""
+    names = sorted({name for stratum in strata for name in clusters[stratum]})
+    means = np.zeros(RESAMPLES)
+    step = max(1, _CELLS // max(len(names), 1))
+    for start in range(0, RESAMPLES if strata else 0, step):
+        size = min(step, RESAMPLES - start)
+        drawn_RC = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=size)
+        for stratum, (weight, values) in strata.items():
+            sums, counts = _by_cluster(values, clusters[stratum], names)
+            drawn_R = drawn_RC @ counts
+            mean_R = (drawn_RC @ sums) / np.maximum(drawn_R, 1)
+            means[start : start + size] += weight * np.where(drawn_R > 0, mean_R, math.fsum(values) / len(values))
+    return means
 
 
 def wilson_interval(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:
@@ -136,19 +158,28 @@ def _without_interval(n: int, value: float, span: Span) -> Estimate:
 
 
 def _joined(
-    strata: Mapping[str, tuple[float, Sequence[float]]], clusters: Mapping[str, Sequence[str]], seed: int
+    strata: Mapping[str, tuple[float, Sequence[float]]], grouped: Mapping[str, Sequence[str]], seed: int
 ) -> tuple[float, float]:
-    """value -/+ the root of the summed squares of each share's weighted distance to its own bound."""
+    """value -/+ the root of the summed squares of each share's weighted distance to its own bound.
+
+    Strata in clusters whose values differ are one part, since a cluster may have items in several of them.
+    """
     below, above, value = 0.0, 0.0, 0.0
+    drawn = {name: strata[name] for name in grouped if len(set(strata[name][1])) > 1}
+    if drawn:
+        means_R = _resampled_together(drawn, grouped, np.random.default_rng(seed))
+        value = math.fsum(weight * math.fsum(values) / len(values) for weight, values in drawn.values())
+        low, high = np.quantile(means_R, [0.025, 0.975])
+        below, above = float(value - low) ** 2, float(high - value) ** 2
     for name, (weight, values) in strata.items():
-        right, n, together = round(math.fsum(values)), len(values), clusters.get(name, ())
-        if len(set(together)) in (0, n):
+        if name not in drawn:
+            right, n = round(math.fsum(values)), len(values)
+            if name in grouped:  # all equal: one value a cluster
+                right, n = len(set(grouped[name])) * round(values[0]), len(set(grouped[name]))
             low, high = wilson_interval(right, n)
-        else:
-            low, high = clustered_estimate(values, together, seed)[2:]
-        value += weight * right / n
-        below += (weight * (right / n - low)) ** 2
-        above += (weight * (high - right / n)) ** 2
+            value += weight * right / n
+            below += (weight * (right / n - low)) ** 2
+            above += (weight * (high - right / n)) ** 2
     return value - math.sqrt(below), value + math.sqrt(above)
 
 

@@ -76,7 +76,9 @@ def named_letters(text: str, letters: str) -> str:
     """
     found = _bracket_letters(_without_rejected(_normalise(text), {}), letters)
     if not re.search(r"\b(?:best|right|correct|answer|fits?)\b", found):
-        found = re.sub(rf"{_LISTED}(?=[)\]]? (?:would|does|do|could|can['’]t|cannot|might)\b)", "", found)
+        found = re.sub(
+            r"(?:⟦[A-J]+⟧[, ]*(?:and )?)+(?=[)\]]? ?(?:would|does|do|could|can['’]t|cannot|might)\b)", "", found
+        )
     return _sorted(*re.findall("⟦([A-J]+)⟧", found))
 
 
@@ -97,13 +99,14 @@ _UNSEEN = re.compile(r"[*`$#~⟦⟧\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200
 
 
 _NUMBER = re.compile(r"^\d{1,2}[.)、] ?(?=\(?[A-J](?!\w))", re.MULTILINE)  # "1. A", the number of a list's line
+_ITEM = re.compile(r"^([A-J](?:[、,和][A-J])*)选?项(?=。?$)", re.MULTILINE)  # "B项", a line of letters alone
 
 
 def _normalise(answer: str) -> str:
     """Full-width forms to ASCII, no emphasis marks, invisible characters or line numbers, single spaces and blanks."""
     plain = _UNSEEN.sub("", unicodedata.normalize("NFKC", answer))
     plain = "\n".join(" ".join(line.split()) for line in plain.splitlines())
-    return _NUMBER.sub("", re.sub(r"\n{2,}", "\n\n", plain).strip())
+    return _ITEM.sub(r"\1", _NUMBER.sub("", re.sub(r"\n{2,}", "\n\n", plain).strip()))
 
 
 # A letter stands alone among non-word characters; Chinese characters do not count as word characters here, since "选B"
@@ -124,11 +127,12 @@ _JOIN = (
     r"| (?!\([A-J]{1,10}[^A-J)]))(?:[Oo]ptions? |选项 ?)?"  # "B (A is too broad)" goes no further than B
 )
 # "选A,B项说的是惩罚" names A alone: a comma, letters, and what is said of them
-_REMARK = (
-    r", ?(?:而 ?)?[A-J](?:(?: ?[、和与及,] ?| and )?[A-J]){0,9}"
-    r"(?: ?(?:选项|项)? ?(?:属|说|表述|描述|是(?!正确|对|答案|最)|指|则|不选|不属|不包|为(?:干|错))"
-    r"| (?:describes?|would|refers?|means?|concerns?)(?![a-z]))"
+_SAID = (
+    r"(?: ?(?:选项|项)? ?(?:(?:属|说|表述|描述)(?!法?(?:都|均|也)?(?:正确|准确|对))"
+    r"|是(?!正确|对|答案|最|因为|合适|符合|当选|本题|应)|指|则(?!正确)|不选|不属|不包|为(?:干|错))"
+    r"| (?:describes|would|refers|means|concerns)(?![a-z]))"
 )
+_REMARK = r", ?(?:而 ?)?[A-J](?:(?: ?[、和与及,] ?| and )?[A-J]){0,9}" + _SAID
 _LIST = re.compile(
     rf"(?<!{_WORD})[A-J](?:\. ?[A-J]){{1,9}}(?=\.?\s*(?:\n|$))"  # "A. B. C."; before a name these are initials
     rf"|{_OPENER}{_LETTERS}(?:(?!{_REMARK})(?:{_CLOSER}{_JOIN}{_OPENER}|[)\]】][(\[【]){_LETTERS})*"
@@ -282,7 +286,8 @@ _MARK = re.compile(
     r"(?:^[-•>(]? ?(?:(?i:so|thus|hence|therefore|it['’]s|it is|综上所述|因此|所以|由此可知),? ?)?"
     r"(?:(?i:options?|choices?|answers?|选项|答案) ?)?|"
     r"(?:[,;!?、。] ?|(?<!⟧)[.:)] |\b(?:and|or) |[和与及或] ?))"
-    rf"{_LISTED}(?=(?:选?项)? ?(?:[.):、,;\]」】>。!—}}\"”’]|$)| - | ?\(| (?:because|since)\b"
+    rf"{_LISTED}(?!, ?(?:而 ?)?(?:⟦[A-J]+⟧[,、和与及]? ?){{1,5}}{_SAID})"
+    rf"(?= ?[.):、,;\]」】>。!—}}\"”’]| - | ?\(| ?$| (?:because|since)\b"
     rf"| (?![是不也都错和与或及为])[{_CJK}])",
     re.MULTILINE,
 )

@@ -82,6 +82,29 @@ def test_the_questions_of_a_case_are_drawn_together_in_every_stratum() -> None:
     assert apart == weighted_estimate(strata, seed=1)
 
 
+def test_a_case_with_questions_in_two_columns_is_drawn_once() -> None:
+    random, covered = np.random.default_rng(0), 0
+    single, multiple = ([str(n // k) for n in range(60 * k)] for k in (6, 5))
+    for _ in range(250):
+        p = random.beta(2.4, 1.6, (60, 1))  # a correlation of 0.2 in a case
+        strata = {
+            name: (0.5, (random.random((60, k)) < p).astype(float).ravel().tolist()) for name, k in (("s", 6), ("m", 5))
+        }
+        found = weighted_estimate(strata, clusters={"s": single, "m": multiple})
+        covered += found.low <= 0.6 <= found.high
+    assert covered / 250 > 0.92  # drawn by column 0.88
+
+
+def test_clusters_of_one_mean_say_nothing_of_clusters() -> None:
+    assert weighted_estimate({"": (1.0, [1.0, 0, 1, 0])}, clusters={"": list("aabb")}) == (4, 0.5, 0.0, 1.0)
+    alike = [0.0, 0.0, 1.0, -1.0, 0.0, 0.0]
+    assert clustered_estimate(alike, list("aabbcc"), span=DIFFERENCE) == (6, 0.0, -1.0, 1.0)
+    found = weighted_estimate({"all": (0.5, [1.0] * 4), "some": (0.5, [1.0, 0.0])}, clusters={"all": list("aabb")})
+    (low, _), (some_low, some_high) = wilson_interval(2, 2), wilson_interval(1, 2)
+    assert found.low == pytest.approx(0.75 - np.hypot(0.5 * (1 - low), 0.5 * (0.5 - some_low)))
+    assert found.high == pytest.approx(0.75 + 0.5 * (some_high - 0.5))
+
+
 @pytest.mark.parametrize("alike", [0.05, 0.2])
 def test_the_interval_of_shares_covers_though_the_questions_of_a_case_are_alike(alike: float) -> None:
     random, cases, covered, wilson = np.random.default_rng(0), [str(n // 11) for n in range(69 * 11)], 0, 0

@@ -236,6 +236,10 @@ def test_a_comparison_of_other_figures_does_not_stay(data: Path, monkeypatch: py
     run(data, "old", "--model.path=model", flags[1])
     assert "against" in run(data, "new", *flags, f"--run.against={data / 'old'}")["benchmarks"]["q"]
     assert "against" in run(data, "new", *flags)["benchmarks"]["q"]  # the same figures
+    k = ("--answers.samples=2", "--answers.pass_k=1")
+    run(data, "old-k", "--model.path=model", *k, flags[1])
+    run(data, "new-k", *flags, *k, f"--run.against={data / 'old-k'}")
+    assert "against" in run(data, "new-k", *flags, *k)["benchmarks"]["q"]  # k is a text in the file
     path = data / "new" / "evaluation.json"
     found = json.loads(path.read_text())
     found["benchmarks"]["q"]["all"]["empty"] = 0.5  # as after another max_length
