@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeGuard
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.distributed.tensor import DTensor
 
 
@@ -25,6 +26,14 @@ def gather_tensor(tensor: Tensor) -> Tensor:
     """The whole tensor of an FSDP2 shard (a collective: every rank must call), or the tensor itself."""
     tensor = tensor.detach()
     return tensor.full_tensor() if is_shard(tensor) else tensor
+
+
+def shard_group(tensor: Tensor) -> ProcessGroup | None:
+    """The ranks that hold the other rows of a tensor (not its replicas); None where this one has it whole."""
+    if not is_shard(tensor):
+        return None
+    (dim,) = (dim for dim, placement in enumerate(tensor.placements) if placement.is_shard())
+    return tensor.device_mesh.get_group(dim)
 
 
 def local_part(tensor: Tensor) -> Tensor:

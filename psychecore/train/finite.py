@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from psychecore.model.shards import gather_tensor, local_part
+from psychecore.model.shards import local_part, shard_group
 from psychecore.runtime import CPU, gather_json, max_over_ranks
 
 
@@ -18,7 +19,12 @@ class NonFiniteError(FloatingPointError):
 
 def global_norm(tensors: list[Tensor]) -> Tensor:
     """The 2-norm over all tensors and, where they are shards, all ranks (then a collective)."""
-    return gather_tensor(torch.nn.utils.get_total_norm([tensor.detach() for tensor in tensors]))
+    norm = torch.nn.utils.get_total_norm([local_part(tensor) for tensor in tensors])
+    if not tensors or (group := shard_group(tensors[0])) is None:
+        return norm
+    squared = norm.double().square()  # in fp32 a norm above 1e19 would be infinite here
+    dist.all_reduce(squared, group=group)
+    return squared.sqrt().to(norm.dtype)
 
 
 def all_finite(*local: float) -> bool:

@@ -41,7 +41,9 @@ def test_a_rehearsal_goes_through_the_script_and_leaves_its_result(
     result = json.loads((tmp_path / "gate.json").read_text())
     assert result["rehearsal"]
     assert result["passed"]
-    assert result["parts"]["attention"]["found"]["segments torch"] == [0, 0, 0, 0]
+    gaps = result["parts"]["attention"]["found"]["segments torch"]
+    assert len(gaps) == 4
+    assert all(0 < gap < 1e-5 for gap in gaps)  # of fp32, from float64
 
 
 @pytest.mark.parametrize(
