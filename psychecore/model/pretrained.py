@@ -100,7 +100,7 @@ def save_model(
     """Write a folder that transformers loads to equal logits; every rank must call, rank 0 writes.
 
     Tensors are cast to `dtype` where given. The folder is written beside its place and renamed when complete, an
-    existing one is replaced only then. Where rank 0 can't write it, every rank raises.
+    existing one is replaced only then; where rank 0 can't, every rank raises.
     """
     target = Path(folder)
     first = not dist.is_initialized() or dist.get_rank() == 0
@@ -116,10 +116,6 @@ def save_model(
             except Exception as error:  # raised below: the other ranks are in the next gather
                 failure = error
 
-    def begin() -> None:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-
     def add(name: str, rows: Tensor) -> None:
         shards.add(name, rows.to(device="cpu", dtype=dtype or rows.dtype, copy=True).contiguous())
 
@@ -131,7 +127,6 @@ def save_model(
             tokenizer.save(temporary)
         replace_folder(temporary, target)
 
-    write(begin)
     parameters = dict(model.named_parameters())
     full_name, full = "", torch.empty(0)
     for name, place in hf_places(model.config).items():
@@ -140,8 +135,7 @@ def save_model(
         write(partial(add, name, full[place.start : place.stop]))
     write(finish)
     if dist.is_initialized():
-        told = torch.tensor([float(failure is not None)], device=full.device)
-        dist.all_reduce(told)
+        dist.all_reduce(told := torch.tensor([float(failure is not None)], device=full.device))
         if told.item() and failure is None:
             failure = OSError(f"{target} could not be written; rank 0 says why")
     if failure is not None:
@@ -267,7 +261,7 @@ def copy_rows(parameter: Tensor, place: Place, source: Any) -> None:
 
 
 class _ShardWriter:
-    """Collects tensors and writes safetensors files of bounded size, with an index where there are several."""
+    """Collects tensors and writes safetensors files of bounded size, with an index of several, into a new folder."""
 
     def __init__(self, folder: Path, max_bytes: int):
         self.folder, self.max_bytes = folder, max_bytes
@@ -294,6 +288,9 @@ class _ShardWriter:
             (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _flush(self) -> None:
+        if not self.written:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
         require_space(self.folder, self.bytes + 2**20)
         try:
             save_file(self.pending, self.folder / f"part-{len(self.written)}", metadata={"format": "pt"})

@@ -96,8 +96,6 @@ def answer_part(text: str) -> tuple[str, str]:
 
 
 _UNSEEN = re.compile(r"[*`$#~⟦⟧\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]+")
-
-
 _NUMBER = re.compile(r"^\d{1,2}[.)、] ?(?=\(?[A-J](?!\w))", re.MULTILINE)  # "1. A", the number of a list's line
 _ITEM = re.compile(r"^([A-J](?:[、,和][A-J])*)选?项(?=。?$)", re.MULTILINE)  # "B项", a line of letters alone
 
@@ -138,7 +136,6 @@ _LIST = re.compile(
     rf"|{_OPENER}{_LETTERS}(?:(?!{_REMARK})(?:{_CLOSER}{_JOIN}{_OPENER}|[)\]】][(\[【]){_LETTERS})*"
 )
 
-
 # "B: no reinforcer follows", "B (false memory)" and "选B错觉" name an option; so such words must end a clause here.
 _END = r"(?= ?[,;:.。!?、)\]\n(–—-]| ?$| [A-J]\b| (?:because|since|as|here|too|for|in)\b|[的了在因])"
 _BAD = (
@@ -162,7 +159,6 @@ _REJECTED = re.compile(
 
 def _without_rejected(answer: str, texts: Mapping[str, str]) -> str:
     """Letters that are called wrong in lower case, which is not read: "B (A is wrong)", "不是A", "C. x (incorrect)"."""
-
     several = len(re.findall(r"^[A-J][.、]", answer, re.MULTILINE)) > 1  # verdicts on one option a line
 
     def reject(match: re.Match[str]) -> str:
