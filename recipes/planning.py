@@ -57,7 +57,8 @@ def plan_run(config: Any, model: ModelConfig, ranks: int, compute: torch.dtype, 
         return replace(plan, rollouts=rollouts, reference=reference)
     if config.evaluation.files:  # SFT samples for its held-out accuracy only, with 64 slots
         params = SamplingParams(temperature=0, max_new_tokens=config.evaluation.max_new_tokens)
-        return replace(plan, rollouts=_rollouts(plan, 64, 1, EVALUATION_PROMPT, params, 64, None))
+        prompt = max(1, min(EVALUATION_PROMPT, plan.model.context_length - params.max_new_tokens))
+        return replace(plan, rollouts=_rollouts(plan, 64, 1, prompt, params, 64, None))
     return plan
 
 

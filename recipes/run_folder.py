@@ -16,7 +16,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from cli import read_toml
-from common import RunOptions, compute_dtype
+from common import RunOptions, compute_dtype, read_evaluation
 
 from psychecore.durable import digest, replace_file, require_shared, tidy
 from psychecore.model.pretrained import HUB_FILES
@@ -72,7 +72,8 @@ def open_run_folder(folder: Path, config_text: str, runtime: Runtime) -> None:
     """
     path = folder / "config.toml"
     with runtime.together("opening the run folder"):
-        if path.exists() and essentials(read_config(path)) != essentials(tomllib.loads(config_text)):
+        other = path.exists() and essentials(read_config(path)) != essentials(tomllib.loads(config_text))
+        if other and _has_begun(folder):
             raise ValueError(
                 f"{folder} holds a run with another configuration: choose another --run.folder, remove it, or give the "
                 f"configuration of {path} to continue it"
@@ -94,6 +95,13 @@ def open_run_folder(folder: Path, config_text: str, runtime: Runtime) -> None:
             replace_file(path, [config_text])
     with runtime.together("finding the run folder"):
         require_shared(path)
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a run has come to a step or an evaluation: one that failed before may be begun with other settings."""
+    log = folder / "metrics.jsonl"
+    held = any((folder / "checkpoints").glob("*step_*")) or (folder / "evaluation.json").exists()
+    return held or (log.exists() and log.stat().st_size > 0)
 
 
 def read_config(path: Path) -> dict[str, dict[str, Any]]:
@@ -156,10 +164,21 @@ def resume(
             if state["config_sha256"] != begin["config_sha256"]:
                 raise ValueError(f"{checkpoint} is of a run with another configuration")
             check_hashes(state["inputs"], inputs, f"{checkpoint} was written")
+            if runtime.first:  # of steps that are taken again
+                _forget_evaluations(checkpoints.folder.parent, state["step"])
         if state["world_size"] != runtime.world_size:
             runtime.say(f"written by {state['world_size']} rank(s), continued by {runtime.world_size}")
         runtime.say(f"continuing {checkpoints.folder.parent} after step {state['step']}")
     return state
+
+
+def _forget_evaluations(folder: Path, step: int) -> None:
+    """Take out of evaluation.json what was measured after a step."""
+    rows = read_evaluation(folder)
+    later = lambda row: isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] > step  # noqa: E731
+    kept = {label: row for label, row in rows.items() if not later(row)}
+    if kept != rows:
+        replace_file(folder / "evaluation.json", [json.dumps(kept, indent=2) + "\n"])
 
 
 def begin_anew(checkpoints: Path, checkpoint_every: int, runtime: Runtime) -> None:

@@ -37,9 +37,11 @@ from tqdm import tqdm
 
 from psychecore.data.records import Conversation, read_conversations
 from psychecore.data.stream import Stream, balanced_shares
+from psychecore.model.config import ModelConfig
 from psychecore.model.pretrained import local_folder, save_model
 from psychecore.report.page import write_report
 from psychecore.runtime import Runtime, runtime
+from psychecore.text.chat import CLOSE
 from psychecore.text.tokenizer import Encoded, Tokenizer, load_tokenizer
 from psychecore.train.metrics import RunLog, Stopwatch, matmul_peak, peak_memory_gib, step_line, training_flops
 from psychecore.train.optimizer import Optimizer, OptimizerConfig
@@ -84,6 +86,13 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
         model_folder = local_folder(config.model.path)
         tokenizer = load_tokenizer(model_folder)
         conversations = encode(rows, tokenizer, config.train.max_length, runtime)
+        lengths = ((len(item.ids), row.id) for item, row in zip(conversations, rows, strict=True))
+        length, row = max(lengths, default=(0, ""))
+        if length > (positions := ModelConfig.from_folder(model_folder).context_length):
+            raise ValueError(
+                f"conversation {row!r} has {length} tokens, and the model {positions} positions: shorten it, or lower "
+                "--train.max_length to find all that are too long"
+            )
         require_room(heldout, tokenizer, model_folder, config.evaluation)
     config = settle_dtype(config, runtime)
     folder, config_text = config.run.folder, dump_config(config)
@@ -171,6 +180,14 @@ def encode(rows: list[Conversation], tokenizer: Tokenizer, max_length: int, runt
             raise ValueError(
                 f"conversation {row.id!r} has no token to train on: it has no assistant's turn, or the model's chat "
                 "template opens such a turn with nothing ([INST] templates do), so that its words cannot be told apart"
+            )
+        trained = [token for token, is_trained in zip(item.ids, item.loss_mask, strict=True) if is_trained]
+        last = row.messages[-1]
+        thinks = last["role"] == "assistant" and CLOSE in last["content"]
+        if thinks and CLOSE not in tokenizer.decode(trained, skip_special_tokens=False):
+            raise ValueError(
+                f"conversation {row.id!r}: the model's chat template leaves out the thinking of the last turn, so it "
+                "would not be learnt: give the model another chat template, or take the thinking out"
             )
         encoded.append(item)
     return encoded

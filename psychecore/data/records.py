@@ -100,6 +100,16 @@ class Conversation:
         check_messages(messages)
         if not any(message["role"] == "assistant" for message in messages):
             raise ValueError("messages hold no assistant turn, so there is nothing to train on")
+        for number, message in enumerate(messages, 1):
+            for key in (
+                "reasoning_content",
+                "reasoning",
+                "thinking",
+            ):  # a template writes it, and the loss leaves it out
+                if message["role"] == "assistant" and message.get(key):
+                    raise ValueError(
+                        f"message {number}: put its {key} into content, as <think>...</think> before the words"
+                    )
         return cls(id=_get(row, "id", str), messages=messages, source=_get_optional(row, "source") or "")
 
     def to_row(self) -> dict[str, Any]:

@@ -79,6 +79,16 @@ def test_a_conversation_without_an_assistant_is_refused(tmp_path):
         read_conversations(write(tmp_path / "x.jsonl", row))
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_thinking_beside_the_words_is_refused_since_it_would_not_be_trained(key, tmp_path):
+    said = {"role": "assistant", "content": "B", key: "step by step"}
+    row = {"id": "c", "messages": [{"role": "user", "content": "hi"}, said], "source": ""}
+    with pytest.raises(ValueError, match=f"line 1: message 2: put its {key} into content, as <think>"):
+        read_conversations(write(tmp_path / "x.jsonl", row))
+    row["messages"][1][key] = ""
+    assert len(read_conversations(write(tmp_path / "y.jsonl", row))) == 1
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.jsonl"
     write_rows(path, [Question.from_row(ROW)])

@@ -156,5 +156,17 @@ def test_a_recipe_warns_before_a_run_that_cannot_fit(
     assert not planning.warn_if_too_large(smaller, here)
 
 
+def test_answers_that_leave_a_short_context_little_room_are_no_error_of_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ModelConfig("llama", 4096, 512, 4, 8, 2, 64, 2048, max_positions=2048)
+    (tmp_path / "config.json").write_text(json.dumps(model.to_hf()))
+    flags = {"model.path": tmp_path, "model.dtype": "float32", "data.train": "x", "run.folder": "y"}
+    flags |= {"evaluation.files": "heldout.jsonl", "evaluation.max_new_tokens": 1600}
+    config = load_config(SftRecipe, [f"--{name}={value}" for name, value in flags.items()], None)
+    monkeypatch.setattr(planning, "device_memory", lambda device: 100.0 * GIB)
+    assert not planning.warn_if_too_large(config, Runtime(0, 1, torch.device("cpu")))
+
+
 def test_the_memory_of_this_machine_is_found() -> None:
     assert 0.1 < planning.device_memory(torch.device("cpu")) / GIB < 100_000

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -236,6 +237,18 @@ def test_a_folder_that_is_no_run_is_left_alone(workplace: Path, server: Server) 
         "export",
         "export/thesis.txt",
     ]
+
+
+def test_a_conversation_beyond_the_models_positions_is_told_before_training(
+    workplace: Path, server: Server, tmp_path: Path
+) -> None:
+    shutil.copytree(workplace / "model", tmp_path / "short")
+    config = json.loads((tmp_path / "short" / "config.json").read_text())
+    (tmp_path / "short" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
+    code, said = run(server, "sft", "short", "--model.path", str(tmp_path / "short"), "--evaluation.files", "")
+    assert code == 2, said
+    assert re.search(r"conversation '.*' has \d+ tokens, and the model 20 positions", said)
+    assert not (workplace / "short").exists()
 
 
 def test_a_folder_with_another_configuration_is_left_alone(finished: tuple[str, Path], server: Server) -> None:

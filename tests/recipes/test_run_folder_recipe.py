@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import common
 import pytest
+import run_folder
 import torch
 from cli import dump_config, load_config
 from recipe_flags import recipe_flags
 from run_folder import open_run_folder, settle_dtype
-from sft import SftRecipe
+from sft import SftRecipe, encode
 
+from psychecore.data.records import Conversation
 from psychecore.model.config import ModelConfig
 from psychecore.model.decoder import Decoder
 from psychecore.model.pretrained import save_model
 from psychecore.runtime import Runtime
+from psychecore.text.tokenizer import load_tokenizer
 from psychecore.train.finite import NonFiniteError
 from psychecore.train.sharding import ShardingConfig
 
@@ -34,8 +39,32 @@ def test_auto_goes_on_in_the_dtype_that_the_run_began_with(tmp_path: Path, monke
     open_run_folder(auto.run.folder, dump_config(begun), ALONE)
     monkeypatch.setattr(common, "fast_dtype", lambda device: torch.float32)  # the machine is busy now
     assert settle_dtype(auto, ALONE) == begun
+    (auto.run.folder / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(ValueError, match="holds a run with another configuration"):
         open_run_folder(auto.run.folder, dump_config(sft(tmp_path, "--model.dtype", "float32")), ALONE)
+
+
+@pytest.mark.parametrize("begun", ["", "metrics.jsonl", "evaluation.json", "checkpoints/step_000001/state.json"])
+def test_a_run_that_failed_before_its_first_step_can_be_begun_with_other_settings(begun: str, tmp_path: Path) -> None:
+    config, other = sft(tmp_path), sft(tmp_path, "--train.token_budget", "77")
+    open_run_folder(config.run.folder, dump_config(config), ALONE)
+    run_folder._LOCKS.clear()  # its process has ended
+    (config.run.folder / "metrics.jsonl").touch()
+    if begun:
+        (config.run.folder / begun).parent.mkdir(parents=True, exist_ok=True)
+        (config.run.folder / begun).write_text("{}")
+        with pytest.raises(ValueError, match="holds a run with another configuration"):
+            open_run_folder(config.run.folder, dump_config(other), ALONE)
+    else:
+        open_run_folder(config.run.folder, dump_config(other), ALONE)
+        assert "token_budget = 77" in (config.run.folder / "config.toml").read_text()
+
+
+def test_evaluations_of_steps_that_are_taken_again_are_forgotten(tmp_path: Path) -> None:
+    rows = {"before": {"step": 0}, "step 200": {"step": 200}, "step 250": {"step": 250}, "after": {"step": 400}}
+    (tmp_path / "evaluation.json").write_text(json.dumps(rows))
+    run_folder._forget_evaluations(tmp_path, 200)
+    assert list(json.loads((tmp_path / "evaluation.json").read_text())) == ["before", "step 200"]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +84,23 @@ def test_a_damaged_configuration_is_named(text: str, message: str, tmp_path: Pat
         settle_dtype(config, ALONE)
     with pytest.raises(ValueError, match=message):
         open_run_folder(config.run.folder, dump_config(config), ALONE)
+
+
+def test_a_template_that_leaves_out_the_thinking_of_the_last_turn_is_told(smollm2_folder: Path, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(smollm2_folder / name, tmp_path)
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    (tmp_path / "chat_template.jinja").write_text(template)
+    asked = {"role": "user", "content": "Which?"}
+    row = Conversation("c", [asked, {"role": "assistant", "content": "<think>why</think>\nB"}])
+    assert encode([row], load_tokenizer(smollm2_folder), 512, ALONE)
+    with pytest.raises(ValueError, match="'c': the model's chat template leaves out the thinking of the last turn"):
+        encode([row], load_tokenizer(tmp_path), 512, ALONE)
+    plain = Conversation("d", [asked, {"role": "assistant", "content": "B"}])
+    assert encode([plain], load_tokenizer(tmp_path), 512, ALONE)
 
 
 def test_a_torn_evaluation_is_named(tmp_path: Path) -> None:
