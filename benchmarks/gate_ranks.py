@@ -73,7 +73,7 @@ def start(world_size: int, folder: Path, device: str, rehearsal: bool) -> None:
 
 
 def rank(number: int, world_size: int, folder: Path, device: str, rehearsal: bool) -> None:
-    """What one process does: the work in each dtype, written by the first rank, samples by every rank."""
+    """What one process does: the work in each dtype; every rank writes its shards and its samples."""
     store = dist.FileStore(str(folder / f"store-{world_size}"), world_size)
     dist.init_process_group("gloo", store=store, rank=number, world_size=world_size)
     if device == "cuda":

@@ -27,14 +27,8 @@ import torch
 from measure import RESULTS, machine
 
 HERE = Path(__file__).resolve().parent
-TIMEOUTS = {
-    "kernels": 120,
-    "attention": 55,
-    "sampler": 80,
-    "fsdp": 60,
-    "ranks": 90,
-    "benchmarks": 190,
-}  # s; together below 600
+# s; together below 600
+TIMEOUTS = {"kernels": 120, "attention": 55, "sampler": 80, "fsdp": 60, "ranks": 90, "benchmarks": 190}
 NO_GPU = 2
 
 

@@ -135,10 +135,9 @@ class Evaluation:
         replies = self._ask(task.name, essay_requests(task.essays, self.config.answers))
         answers, seed = read_essays(task.essays, replies), self.config.run.seed
         write_predictions(self.results.predictions(task.name), answers)
+        clusters = [scores.cluster(answer) for answer in answers]
         figures = {
-            key: asdict(
-                scores.mean_score([getattr(answer, key) for answer in answers], seed, clusters=scores.cases(answers))
-            )
+            key: asdict(scores.mean_score([getattr(answer, key) for answer in answers], seed, clusters=clusters))
             for key in OVERLAPS
         }
         empty = sum(not answer.answer for answer in answers) / len(answers)

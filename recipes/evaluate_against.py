@@ -13,7 +13,7 @@ from psychecore.data.records import read_jsonl
 from psychecore.evaluate.answers import EssayAnswer, read_predictions
 from psychecore.evaluate.item import Item
 from psychecore.evaluate.likelihood import likelihood_messages
-from psychecore.evaluate.scores import Tallied, cases, macro_difference, mean_score, tally
+from psychecore.evaluate.scores import Tallied, cluster, macro_difference, mean_score, tally
 from psychecore.text.chat import Message
 from psychecore.untrusted import read_json
 
@@ -52,7 +52,7 @@ def essay_differences(task: EssayTask, answers: Sequence[EssayAnswer], seed: int
                 [getattr(answer, key) - task.theirs[answer.id][key] for answer in shared],
                 seed,
                 (-100.0, 100.0),
-                cases(shared),
+                [cluster(answer) for answer in shared],
             )
         )
         for key in OVERLAPS
@@ -62,17 +62,16 @@ def essay_differences(task: EssayTask, answers: Sequence[EssayAnswer], seed: int
 def _answers(folder: Path, task: ChoiceTask) -> list[Tallied]:
     path = _predictions(folder, task.name, task.name)
     asked = _way_to_ask(folder)
-    prompts = {answer.id: answer.prompt for answer in read_predictions(path)}
     theirs = tally(read_predictions(path))
-    keys = {one.id: one.gold for one in theirs}
-    shared = [item for item in task.items if item.question.answer and item.question.id in keys]
+    by_id = {one.id: one for one in theirs}
+    shared = [item for item in task.items if item.question.answer and item.question.id in by_id]
     if not shared:
         raise ValueError(f"{path} holds none of these questions, so there is nothing to compare: {WANTED}")
     for item in shared:
-        name, key = item.question.id, item.question.answer
-        if keys[name] != key:
-            raise ValueError(f"{path}: item {name!r:.80} has the key {keys[name]} there and {key} here: {WANTED}")
-        _same_prompt(path, name, prompts[name], asked(item))
+        name, key, twin = item.question.id, item.question.answer, by_id[item.question.id]
+        if twin.gold != key:
+            raise ValueError(f"{path}: item {name!r:.80} has the key {twin.gold} there and {key} here: {WANTED}")
+        _same_prompt(path, name, twin.answers[0].prompt, asked(item))
     present = {item.groups.get(task.macro) for item in shared}
     for weights, _ in task.averages.values():
         if absent := [value for value in weights if value not in present]:

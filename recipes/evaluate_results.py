@@ -53,12 +53,12 @@ class Results:
         """Keep a result; what an earlier one has beyond it (rubrics, a comparison of equal figures) stays."""
         earlier = self.benchmarks.get(name, {})
         result = json.loads(json.dumps(result))  # as it is read again: a key that is a number is a text there
-        rubrics = [(one, earlier.get("rubrics", {}).get(name)) for name, one in result.get("rubrics", {}).items()]
+        held, new = earlier.get("rubrics", {}), result.get("rubrics", {})
         same = all(earlier.get(key) == result.get(key) for key in ("all", "figures"))
-        if not same or any(before not in (None, now) for now, before in rubrics):
+        if not same or any(held[rubric] != new[rubric] for rubric in held.keys() & new.keys()):
             earlier = {key: value for key, value in earlier.items() if key not in ("against", "compared_with")}
         if "rubrics" in result:
-            result = {**result, "rubrics": {**earlier.get("rubrics", {}), **result["rubrics"]}}
+            result = {**result, "rubrics": {**held, **new}}
         self.benchmarks[name] = {**earlier, **result, "inputs": dict(self.inputs[name])}
         row = self.head | {"benchmarks": self.benchmarks}
         replace_file(self.path, [json.dumps(row, ensure_ascii=False, indent=1) + "\n"])

@@ -181,14 +181,14 @@ def encode(rows: list[Conversation], tokenizer: Tokenizer, max_length: int, runt
                 f"conversation {row.id!r} has no token to train on: it has no assistant's turn, or the model's chat "
                 "template opens such a turn with nothing ([INST] templates do), so that its words cannot be told apart"
             )
-        trained = [token for token, is_trained in zip(item.ids, item.loss_mask, strict=True) if is_trained]
         last = row.messages[-1]
-        thinks = last["role"] == "assistant" and CLOSE in last["content"]
-        if thinks and CLOSE not in tokenizer.decode(trained, skip_special_tokens=False):
-            raise ValueError(
-                f"conversation {row.id!r}: the model's chat template leaves out the thinking of the last turn, so it "
-                "would not be learnt: give the model another chat template, or take the thinking out"
-            )
+        if last["role"] == "assistant" and CLOSE in last["content"]:
+            trained = [token for token, is_trained in zip(item.ids, item.loss_mask, strict=True) if is_trained]
+            if CLOSE not in tokenizer.decode(trained, skip_special_tokens=False):
+                raise ValueError(
+                    f"conversation {row.id!r}: the model's chat template leaves out the thinking of the last turn, so "
+                    "it would not be learnt: give the model another chat template, or take the thinking out"
+                )
         encoded.append(item)
     return encoded
 

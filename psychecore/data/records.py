@@ -23,6 +23,9 @@ KINDS = ("single", "multiple")
 LANGUAGES = ("zh", "en")
 
 
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # a template writes them, and the loss leaves them out
+
+
 @dataclass(frozen=True)
 class Question:
     """A multiple-choice question.
@@ -101,11 +104,7 @@ class Conversation:
         if not any(message["role"] == "assistant" for message in messages):
             raise ValueError("messages hold no assistant turn, so there is nothing to train on")
         for number, message in enumerate(messages, 1):
-            for key in (
-                "reasoning_content",
-                "reasoning",
-                "thinking",
-            ):  # a template writes it, and the loss leaves it out
+            for key in THOUGHTS:
                 if message["role"] == "assistant" and message.get(key):
                     raise ValueError(
                         f"message {number}: put its {key} into content, as <think>...</think> before the words"

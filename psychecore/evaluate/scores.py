@@ -73,11 +73,6 @@ class Tallied:
     elastic: float
     answers: tuple[Answer, ...]
 
-    @property
-    def cluster(self) -> str:
-        """What it belongs to with others (the case that it is asked on), or itself."""
-        return self.groups.get(CLUSTER, self.id)
-
 
 def tally(answers: Sequence[Answer]) -> list[Tallied]:
     """Answers by item, in order; those without a published key are left out."""
@@ -102,7 +97,7 @@ def tally(answers: Sequence[Answer]) -> list[Tallied]:
 def choice_scores(items: Sequence[Tallied], pass_k: Sequence[int] = (), seed: int = 0) -> ChoiceScores:
     """The figures over these items. Raises ValueError for none, or where a k is larger than the number of samples."""
     answers = [answer for item in items for answer in item.answers]
-    clusters = {"": [item.cluster for item in items]}
+    clusters = {"": [cluster(item) for item in items]}
 
     def figure(values: Sequence[float], *constant: Any) -> Score:
         return _score(weighted_estimate({"": (1.0, values)}, seed, clusters=clusters), *constant)
@@ -148,7 +143,7 @@ def macro_score(
         name: (weight, [item.elastic if elastic else item.credit for item in found.get(name, [])])
         for name, weight in weights.items()
     }
-    clusters = {name: [item.cluster for item in found.get(name, [])] for name in weights}
+    clusters = {name: [cluster(item) for item in found.get(name, [])] for name in weights}
     result = weighted_estimate(strata, seed, clusters=clusters)
     golds = {name: Counter((item.gold, item.kind) for item in found[name]) for name in weights}
     floor = math.fsum(weight * best_constant(golds[name], elastic)[1] for name, weight in weights.items())
@@ -180,7 +175,7 @@ def macro_difference(
         if twin.gold != item.gold:
             raise ValueError(f"item {item.id!r:.80} has the key {item.gold} here and {twin.gold} there")
         strata[name][1].append(item.elastic - twin.elastic if elastic else item.credit - twin.credit)
-        clusters[name].append(item.cluster)
+        clusters[name].append(cluster(item))
     return _score(weighted_estimate(strata, seed, DIFFERENCE, clusters))
 
 
@@ -194,9 +189,9 @@ def mean_score(
     return _score(weighted_estimate({"": (1.0, values)}, seed, span, {"": clusters}))
 
 
-def cases(answers: Sequence[EssayAnswer]) -> list[str]:
-    """What each essay belongs to with others: the case that it is on, or itself."""
-    return [answer.groups.get(CLUSTER, answer.id) for answer in answers]
+def cluster(one: Tallied | EssayAnswer) -> str:
+    """What it belongs to with others (the case that it is asked on), or itself."""
+    return one.groups.get(CLUSTER, one.id)
 
 
 def _score(found: Estimate, constant: float | None = None, constant_answer: str = "") -> Score:

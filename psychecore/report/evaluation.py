@@ -26,8 +26,8 @@ def evaluation_rows(path: Path) -> list[dict[str, Any]]:
         found_rows = sorted(rows, key=lambda row: bool(row["detail"]))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if more := len(found_rows) - MAX_ROWS:
-        found_rows[MAX_ROWS:] = [_row("", None, f"{more:,} more in {path.name}", {}, {})] if more > 0 else []
+    if (more := len(found_rows) - MAX_ROWS) > 0:
+        found_rows[MAX_ROWS:] = [_row("", None, f"{more:,} more in {path.name}", {}, {})]
     return found_rows
 
 

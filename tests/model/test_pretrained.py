@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -137,7 +138,7 @@ def test_what_rank_0_cannot_write_is_told_by_both_and_holds_up_neither(tmp_path:
         capture_output=True,
         text=True,
         timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(forked.__file__).parent)},
     )
     assert done.returncode == 0, done.stderr
     (own, saved), (other, also) = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))

@@ -4,25 +4,19 @@ python two_ranks_save.py FOLDER
 """
 
 import json
-import os
-import socket
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed.fsdp  # once, before the fork
+from forked import ranks
 
 import psychecore as pc
 from psychecore.runtime import runtime
 from psychecore.train.sharding import ShardingConfig, make_mesh, sharder
 
 
-def main(folder: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
-    child = os.fork()
-    os.environ |= {"RANK": "0" if child else "1"}
+def save(folder: Path) -> None:
     with runtime("cpu", timeout_minutes=1) as here:
         model = pc.Decoder(pc.ModelConfig("qwen2", 61, 24, 2, 3, 1, 8, 40, qkv_bias=True)).initialise(0)
         sharder(make_mesh(ShardingConfig(), 2, here.device), torch.float32)(model)
@@ -34,10 +28,7 @@ def main(folder: Path) -> None:
             except OSError as error:
                 said.append(f"{type(error).__name__}: {error}")
         (folder / f"rank{here.rank}.json").write_text(json.dumps(said))
-    if child:
-        os.waitpid(child, 0)
-    os._exit(0)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(any(ranks(2, lambda: save(Path(sys.argv[1])))))

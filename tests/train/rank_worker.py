@@ -6,19 +6,16 @@ python rank_worker.py FOLDER 2 4     # two gloo ranks, then four: forks of one p
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
-import traceback
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import rank_cases
 import torch._dynamo  # AdamW imports it: once here, not in every fork
 import torch.distributed.fsdp  # noqa: F401 - as does who shards a model
-from forked import wait
+from forked import ranks
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -82,35 +79,14 @@ def main(folder: Path, place: Runtime) -> None:
     (folder / f"{place.world_size}-rank-{place.rank}.json").write_text(json.dumps(rows))
 
 
-def rank(folder: Path, number: int, world_size: int, port: int) -> NoReturn:
-    """One rank, in a fork. It ends at once when its work is done: torch can abort at exit (PyTorch issue 190489)."""
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(world_size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    code = 1
-    try:
-        with runtime("cpu", timeout_minutes=1) as here:
-            main(folder, here)
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
 def start(folder: Path, world_size: int) -> None:
     """Fork the ranks and wait until all are over; those that did not end well are an error."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for number in range(world_size):
-        if (child := os.fork()) == 0:
-            rank(folder, number, world_size, port)
-        children.append(child)
-    codes = [wait(child, 240) for child in children]
-    if any(codes):
+
+    def work() -> None:
+        with runtime("cpu", timeout_minutes=1) as here:
+            main(folder, here)
+
+    if any(codes := ranks(world_size, work)):
         raise SystemExit(f"{world_size} ranks ended with {codes}")
 
 
