@@ -173,8 +173,8 @@ def describe(stage: str, recipe: Any, model: ModelConfig, config: Planner) -> li
     lines.append(f"  {'together':<28}" + "".join(f"{sum(k.values()) / GIB:>12.2f}" for _, k in worst.values()))
     lines.append(f"  {'reached in':<28}  " + ", ".join(moment for moment, _ in worst.values()))
     needed = sum(peak(plan)[1].values())
-    if host_bytes(plan):
-        lines.append(f"  host memory {host_bytes(plan) / GIB:.1f} GiB a rank")
+    on_host = host_bytes(plan, True, recipe.run.checkpoint_in_background)
+    lines.append(f"  host memory {on_host / GIB:.1f} GiB a rank, checkpoints included")
     if needed <= config.available:
         lines.append(f"  fits: {needed / GIB:.1f} of {config.available / GIB:.1f} GiB")
     else:

@@ -190,13 +190,19 @@ def warn_if_too_large(config: Any, runtime: Runtime) -> bool:
     plan = plan_run(config, model, runtime.world_size, dtype, resolve_backend(runtime.device, dtype) != "torch")
     moment, kinds = peak(plan)
     available, needed = device_memory(runtime.device), sum(kinds.values())
+    on_host = host_bytes(plan, cuda, config.run.checkpoint_in_background)
+    host = device_memory(torch.device("cpu")) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # which the ranks share
     if not cuda:
-        available /= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # the ranks share the machine's memory
-        needed += host_bytes(plan)
+        available, needed = host, needed + on_host
+    elif on_host > host:
+        runtime.say(
+            f"warning: a rank may need {on_host / GIB:.1f} GiB of host memory, for checkpoints and what lies there, of "
+            f"the {host / GIB:.1f} GiB there are; fewer ranks on a node, or more of them in all, need less"
+        )
     if needed <= available:
         return False
     kinds_text = ", ".join(f"{name} {size / GIB:.1f}" for name, size in largest(kinds))
-    ways = ways_out(config, plan, available - (0 if cuda else host_bytes(plan)))
+    ways = ways_out(config, plan, available - (0 if cuda else on_host))
     runtime.say(
         f"warning: a rank may need {needed / GIB:.1f} GiB of the {available / GIB:.1f} GiB there are (GiB at its peak, "
         f"{moment}: {kinds_text}); what would fit: {'; or '.join(ways[:4]) or 'a device with more memory'}"

@@ -201,10 +201,13 @@ def peak(plan: Plan) -> tuple[str, Bytes]:
     return name, moments[name]
 
 
-def host_bytes(plan: Plan) -> float:
-    """Bytes a rank keeps in host memory: masters, gradients and moments under cpu_offload, a parked reference."""
-    offloaded = 16.0 * _local(plan) if plan.world_size > 1 and plan.sharding.cpu_offload else 0.0
-    return offloaded + (plan.compute.itemsize * _local(plan) if plan.reference == "cpu" else 0.0)
+def host_bytes(plan: Plan, cuda: bool, background: bool) -> float:
+    """Bytes a rank keeps in host memory beside what `peak` counts: masters, gradients and moments under cpu_offload, a
+    parked reference, and masters and moments once more where a checkpoint is a copy: of a GPU's, or in the background.
+    """
+    numbers, offloaded = _local(plan), plan.world_size > 1 and plan.sharding.cpu_offload
+    copied = background or (cuda and not offloaded)
+    return (16.0 * offloaded + 12.0 * copied + plan.compute.itemsize * (plan.reference == "cpu")) * numbers
 
 
 def _local(plan: Plan) -> int:

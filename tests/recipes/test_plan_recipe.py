@@ -17,6 +17,7 @@ from cli import load_config
 from sft import SftRecipe
 
 from psychecore.model.config import ModelConfig
+from psychecore.model.decoder import Decoder
 from psychecore.rollout.kv_cache import KVCache
 from psychecore.runtime import Runtime
 from psychecore.train.plan import GIB, rollout_moments
@@ -154,6 +155,29 @@ def test_a_recipe_warns_before_a_run_that_cannot_fit(
     # the way out is one
     smaller = replace(config, train=replace(config.train, token_budget=32_768))
     assert not planning.warn_if_too_large(smaller, here)
+
+
+def test_a_checkpoint_that_the_host_has_no_memory_for_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ModelConfig("llama", 4096, 512, 4, 8, 2, 64, 2048)
+    (tmp_path / "config.json").write_text(json.dumps(model.to_hf()))
+    flags = {"model.path": tmp_path, "model.dtype": "bfloat16", "data.train": "x", "run.folder": "y"}
+    config = load_config(SftRecipe, [f"--{name}={value}" for name, value in flags.items()], None)
+    numbers = sum(p.numel() for p in Decoder(model).parameters())
+    monkeypatch.setattr(planning, "resolve_backend", lambda device, dtype: "flash_attn")
+
+    def said(host: float, ranks: str) -> str:
+        memory = {"cuda": 100.0 * GIB, "cpu": host}
+        monkeypatch.setattr(planning, "device_memory", lambda device: memory[device.type])
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        assert not planning.warn_if_too_large(config, Runtime(0, 1, torch.device("cuda")))
+        return capsys.readouterr().out
+
+    assert said(12.1 * numbers, "1") == ""  # masters and two moments, four bytes each
+    assert "of host memory, for checkpoints" in said(11.9 * numbers, "1")
+    assert said(24.1 * numbers, "2") == ""
+    assert "of host memory, for checkpoints" in said(24.1 * numbers, "3")
 
 
 def test_answers_that_leave_a_short_context_little_room_are_no_error_of_the_plan(

@@ -14,15 +14,20 @@ import torch
 from measure_memory import Job, run
 
 from psychecore.model.config import ModelConfig
+from psychecore.model.decoder import Decoder
+from psychecore.runtime import Runtime
+from psychecore.train.optimizer import Optimizer, OptimizerConfig
 from psychecore.train.plan import (
     MicroBatch,
     Plan,
     RolloutPlan,
+    host_bytes,
     peak,
     rollout_moments,
     sharded_parameters,
     update_moments,
 )
+from psychecore.train.run_state import Checkpoints
 from psychecore.train.sharding import ShardingConfig
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -218,3 +223,19 @@ def test_fsdp2_on_fake_ranks_holds_what_is_planned(fake_ranks: list[dict[str, in
     del moments["head backward"]
     planned = max(total(kinds) - kinds["optimizer"] for kinds in moments.values())
     assert found["peak"] == pytest.approx(planned, rel=0.02)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_the_copy_of_a_checkpoint_is_planned(background: bool, tmp_path: Path) -> None:
+    config = ModelConfig(**{**MODELS["untied"], "layers": 1})
+    model = Decoder(config)
+    optimizer = Optimizer(model, OptimizerConfig(), 1)
+    model.logits(torch.tensor([[1, 2]])).sum().backward()
+    optimizer.step()
+    live = {tensor.data_ptr() for tensor in optimizer.state_tensors().values()}
+    checkpoints = Checkpoints(tmp_path, Runtime(0, 1, torch.device("cpu")), background=background)
+    tensors, rows = checkpoints._snapshot(optimizer)
+    copied = sum(tensors[name].nbytes for name in rows if tensors[name].data_ptr() not in live)
+    plan = Plan(config, torch.float32)
+    assert host_bytes(plan, cuda=False, background=background) == copied
+    assert host_bytes(plan, cuda=True, background=background) == sum(tensors[name].nbytes for name in rows)
