@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,7 @@ class RunOptions:
 
     folder: Path = field(metadata={"help": "run folder; a run that was interrupted continues in it"})
     steps: int = option(0, "rollout batches (GRPO) or optimizer steps (SFT); 0 takes them from epochs")
-    epochs: float = option(2.0, "passes over the training file when steps is 0, rounded to whole steps")
+    epochs: float = option(2.0, "passes over the training file when steps is 0, rounded up to whole steps")
     seed: int = option(42, "seeds the order of rows and all sampling")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto takes CUDA where there is one")
     checkpoint_every: int = option(50, "steps between checkpoints; one is always written at the end")
@@ -253,8 +254,8 @@ def evaluation_due(run: RunOptions, step: int, total_steps: int) -> bool:
 
 
 def steps_of(run: RunOptions, rows: int, rows_per_step: int) -> int:
-    """Number of steps: as configured, or those of the epochs, rounded."""
-    return run.steps or max(1, round(run.epochs * rows / rows_per_step))
+    """Number of steps: as configured, or the fewest in which every row comes as often as the epochs say."""
+    return run.steps or max(1, math.ceil(round(run.epochs * rows / rows_per_step, 6)))  # without a product's last digit
 
 
 def quarters(values: Sequence[float]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import pytest
 from cli import dump_config, help_text, load_config
+from common import RunOptions, steps_of
 from curate_options import CurateRecipe
 from grpo_options import GrpoRecipe
 from pipeline import Pipeline
@@ -214,3 +215,14 @@ def test_the_7b_preset_has_the_figures_of_the_model_card() -> None:
     assert (loss.kl, loss.kl_coefficient, loss.clip_low, loss.clip_high) == ("k3", 0.001, 0.2, 0.2)
     for optimizer in (sft.optimizer, grpo.optimizer):
         assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.9, 0.999, 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rows", "together", "steps"),
+    [(1, 90, 64, 2), (2, 64, 64, 2), (2, 147, 12, 25), (0.1, 30, 3, 1), (1.1, 10, 1, 11), (1e-9, 30, 3, 1)],
+)
+def test_epochs_become_the_fewest_steps_that_show_every_row(
+    epochs: float, rows: int, together: int, steps: int
+) -> None:
+    assert steps_of(RunOptions(folder=Path(), epochs=epochs), rows, together) == steps
+    assert steps_of(RunOptions(folder=Path(), epochs=epochs, steps=5), rows, together) == 5
