@@ -41,7 +41,6 @@ from psychecore.model.config import ModelConfig
 from psychecore.model.pretrained import local_folder, save_model
 from psychecore.report.page import write_report
 from psychecore.runtime import Runtime, runtime
-from psychecore.text.chat import CLOSE
 from psychecore.text.tokenizer import Encoded, Tokenizer, load_tokenizer
 from psychecore.train.metrics import RunLog, Stopwatch, matmul_peak, peak_memory_gib, step_line, training_flops
 from psychecore.train.optimizer import Optimizer, OptimizerConfig
@@ -170,25 +169,17 @@ def encode(rows: list[Conversation], tokenizer: Tokenizer, max_length: int, runt
     """Token ids and loss masks of all rows. Raises ValueError for a row that is too long or teaches nothing."""
     encoded = []
     for row in tqdm(rows, desc="tokenize", disable=None if runtime.first else True, leave=False):
-        item = tokenizer.render_chat(row.messages)
+        try:
+            item = tokenizer.render_chat(row.messages)
+        except ValueError as error:
+            raise ValueError(f"conversation {row.id!r}: {error}") from None
         if len(item.ids) > max_length:
             raise ValueError(
                 f"conversation {row.id!r} has {len(item.ids)} tokens, more than train.max_length {max_length}: "
                 "shorten it, or raise --train.max_length"
             )
-        if not any(item.loss_mask[1:]):
-            raise ValueError(
-                f"conversation {row.id!r} has no token to train on: it has no assistant's turn, or the model's chat "
-                "template opens such a turn with nothing ([INST] templates do), so that its words cannot be told apart"
-            )
-        last = row.messages[-1]
-        if last["role"] == "assistant" and CLOSE in last["content"]:
-            trained = [token for token, is_trained in zip(item.ids, item.loss_mask, strict=True) if is_trained]
-            if CLOSE not in tokenizer.decode(trained, skip_special_tokens=False):
-                raise ValueError(
-                    f"conversation {row.id!r}: the model's chat template leaves out the thinking of the last turn, so "
-                    "it would not be learnt: give the model another chat template, or take the thinking out"
-                )
+        if item.fault:
+            raise ValueError(f"conversation {row.id!r}: {item.fault}")
         encoded.append(item)
     return encoded
 

@@ -90,7 +90,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A training conversation; the loss falls on what the assistant says."""
+    """A training conversation; the loss falls on what the assistant says, but for messages with "weight": 0."""
 
     id: str
     messages: list[Message] = field(default_factory=list)
@@ -101,11 +101,18 @@ class Conversation:
         """Validate one JSON object. Raises ValueError that says which key is wrong and what is allowed."""
         messages = _get(row, "messages", list)
         check_messages(messages)
-        if not any(message["role"] == "assistant" for message in messages):
-            raise ValueError("messages hold no assistant turn, so there is nothing to train on")
-        for number, message in enumerate(messages, 1):
+        spoken = [(n, message) for n, message in enumerate(messages, 1) if message["role"] == "assistant"]
+        for number, message in spoken:
+            if message.get("weight", 1) not in (0, 1):
+                raise ValueError(f"message {number} has weight {message['weight']!r:.80}, but must be 0 or 1")
+        trained = [(number, message) for number, message in spoken if message.get("weight", 1)]
+        if not trained:
+            raise ValueError("messages hold no assistant turn (of weight 1), so there is nothing to train on")
+        for number, message in trained:
+            if not message["content"].strip() and not message.get("tool_calls"):
+                raise ValueError(f"message {number}: the assistant says nothing; leave it out, or give it weight 0")
             for key in THOUGHTS:
-                if message["role"] == "assistant" and message.get(key):
+                if message.get(key):
                     raise ValueError(
                         f"message {number}: put its {key} into content, as <think>...</think> before the words"
                     )

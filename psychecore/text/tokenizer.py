@@ -29,11 +29,15 @@ PRIVATE_BLOCKS = [*range(0xE000, 0xF800, 0x100), *range(0xF0000, 0xFFF00, 0x100)
 
 @dataclass(frozen=True)
 class Encoded:
-    """A rendered conversation: ids, for each whether the loss falls on it, and the text."""
+    """A rendered conversation: ids, for each whether the loss falls on it, and the text.
+
+    `fault` says which of an assistant's words the loss should fall on and can't, and why; empty where there are none.
+    """
 
     ids: list[int]
     loss_mask: list[bool]
     text: str
+    fault: str = ""
 
 
 class Tokenizer:
@@ -78,9 +82,10 @@ class Tokenizer:
     def render_chat(self, messages: list[Message], add_generation_prompt: bool = False, **variables: Any) -> Encoded:
         """Render the model's chat template and encode it; equal to transformers for text without special tokens.
 
-        The loss mask is true on what an assistant said and on the stop token after it, nothing else. `variables` reach
-        the template (enable_thinking=False for Qwen3). Raises ValueError for messages that are none, for a folder
-        without template, or where the template refuses.
+        The loss mask is true on what an assistant said and on the stop token after it, nothing else; not in a turn of
+        "weight" 0, and nowhere in a prompt (add_generation_prompt). `variables` reach the template
+        (enable_thinking=False for Qwen3). Raises ValueError for messages that are none, for a folder without template,
+        or where the template refuses.
         """
         check_messages(messages)
         if self._template is None:
@@ -93,8 +98,10 @@ class Tokenizer:
         text = self._template.render(disguised, add_generation_prompt, **variables)
         ids: list[int] = []
         mask: list[bool] = []
-        turns = [m["content"] for m in disguised if m["role"] == "assistant"]
-        for piece, trained in _spans(text, header, opened, self._stop_pattern(), turns):
+        spans, fault = [(text, False)], ""
+        if not add_generation_prompt:
+            spans, fault = _spans(text, header, opened, self._stop_pattern(), disguised)
+        for piece, trained in spans:
             for part, part_trained in self._cut(piece, trained):
                 if part in self.specials:
                     new = [self.specials[part]]
@@ -102,7 +109,7 @@ class Tokenizer:
                     new = self.encode(disguise.restore(part))
                 ids += new
                 mask += [part_trained] * len(new)
-        return Encoded(ids, mask, disguise.restore(text))
+        return Encoded(ids, mask, disguise.restore(text), fault)
 
     def save(self, folder: Path) -> None:
         """Copy the tokenizer's files, template and generation config into an existing folder."""
@@ -135,8 +142,11 @@ class Tokenizer:
         assert self._template is not None
         asked = [{"role": "user", "content": "x"}]
         plain = {k: v for k, v in variables.items() if k != "enable_thinking"}
-        without = self._template.render(asked, False, **plain)
-        header = self._template.render(asked, True, **plain).removeprefix(without)
+        without, prompt = (self._template.render(asked, add, **plain) for add in (False, True))
+        # they share a beginning; a template may end what is no prompt in a token of its own
+        at = next((i for i, char in enumerate(prompt) if not without.startswith(char, i)), len(prompt))
+        at = next((m.start() for m in self._split.finditer(prompt) if m.start() < at < m.end()), at)
+        header = prompt[at:]
         at = header.rfind(OPEN) if opens_thinking(header) else len(header)
         return header[:at], header[at:]
 
@@ -233,29 +243,56 @@ class _Disguise:
         return head + core[:left].translate(self._to) + middle + core[len(core) - right :].translate(self._to) + tail
 
 
-def _spans(text: str, header: str, opened: str, stop: re.Pattern[str], turns: list[str]) -> list[tuple[str, bool]]:
-    """Cut a rendered conversation into (text, trained): an assistant's words and the stop token are trained.
+def _spans(
+    text: str, header: str, opened: str, stop: re.Pattern[str], messages: list[dict[str, Any]]
+) -> tuple[list[tuple[str, bool]], str]:
+    """A rendered conversation in pieces of (text, trained), an assistant's words and the stop token being trained; and
+    what is wrong with the first turn of which that can't be said.
 
     A turn starts behind the template's generation header and ends with the first stop token. What the template itself
     puts before the words (an empty think block, or the tag with which it asks for one) is not trained.
     """
     spans: list[tuple[str, bool]] = []
-    place = 0
-    for content in turns:
+    place, faults = 0, [""]
+    for number, message in enumerate(messages, 1):
+        if message["role"] != "assistant":
+            continue
         start = text.find(header, place) if header else -1
         if start < 0:
+            faults.append(
+                f"message {number}: the chat template opens this turn of the assistant with nothing ([INST] templates "
+                "do), or not as it opens the next, so that its words cannot be told apart"
+            )
             break
         start += len(header)
-        start += len(opened) if text.startswith(opened, start) else 0
+        before = opened if text.startswith(opened, start) else ""
+        start += len(before)
         end = stop.search(text, start)
-        close = end.end() if end else len(text)
-        body = text[start : end.start() if end else len(text)]
-        words = content.strip()
-        if "".join(body.split()) != "".join(words.split()) and words and body.rstrip().endswith(words):
-            start += len(body.rstrip()) - len(words)  # the template put something before the words
-        spans += [(text[place:start], False), (text[start:close], True)]
-        place = close
-    return [*spans, (text[place:], False)]
+        if end is None or text.find(header, start, end.start()) >= 0:
+            faults.append(
+                f"message {number}: the chat template ends this turn of the assistant in no stop token, so the model "
+                "would not learn where to stop: give it another chat template"
+            )
+            break
+        body, words = text[start : end.start()].rstrip(), message["content"].strip()
+        trained, plain, rendered = message.get("weight", 1) != 0, _dense(words), _dense(body)
+        if plain not in (rendered, _dense(before) + rendered):
+            if words and body.endswith(words):
+                start += len(body) - len(words)  # the template put something before the words
+            elif trained and not ("tool_calls" in message and plain in rendered):
+                trained = False
+                faults.append(
+                    f"message {number}: the chat template leaves out or changes part of these words (many leave out "
+                    "thinking, of all turns or all but the last), so they would not be learnt: write them as it does, "
+                    'give the message "weight": 0, which trains nothing of it, or give the model another chat template'
+                )
+        spans += [(text[place:start], False), (text[start : end.end()], trained)]
+        place = end.end()
+    return [*spans, (text[place:], False)], "".join(faults[:2])
+
+
+def _dense(text: str) -> str:
+    return "".join(text.split())
 
 
 def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:

@@ -79,6 +79,29 @@ def test_a_conversation_without_an_assistant_is_refused(tmp_path):
         read_conversations(write(tmp_path / "x.jsonl", row))
 
 
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        ({"content": ""}, "message 2: the assistant says nothing"),
+        ({"content": " \n"}, "message 2: the assistant says nothing"),
+        ({"content": "B", "weight": 0}, r"no assistant turn \(of weight 1\)"),
+        ({"content": "B", "weight": 0.5}, "message 2 has weight 0.5, but must be 0 or 1"),
+        ({"content": "B", "weight": None}, "message 2 has weight None, but must be 0 or 1"),
+    ],
+)
+def test_turns_that_teach_nothing_are_refused_or_say_so(turn, message, tmp_path):
+    path = tmp_path / "c.jsonl"
+    asked = {"role": "user", "content": "?"}
+    row = {"id": "c", "messages": [asked, {"role": "assistant", **turn}]}
+    path.write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=message):
+        read_conversations(path)
+    if turn.get("weight") == 0:
+        row["messages"] += [asked, {"role": "assistant", "content": "C", "weight": 1}]
+        path.write_text(json.dumps(row))
+        assert read_conversations(path)[0].messages == row["messages"]
+
+
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
 def test_thinking_beside_the_words_is_refused_since_it_would_not_be_trained(key, tmp_path):
     said = {"role": "assistant", "content": "B", key: "step by step"}

@@ -91,6 +91,79 @@ def test_a_block_that_the_template_opens_is_closed_by_what_is_trained(thinking_f
     assert tokenizer.decode(trained, skip_special_tokens=False) == f"{SAY['content']}<|im_end|>{said}"
 
 
+def taught(tokenizer: Tokenizer, messages: list[Any]) -> tuple[str, str]:
+    """(what is trained, what is wrong) of a conversation."""
+    item = tokenizer.render_chat(messages)
+    ids = [i for i, trained in zip(item.ids, item.loss_mask, strict=True) if trained]
+    return tokenizer.decode(ids, skip_special_tokens=False), item.fault
+
+
+def with_template(source: str, smollm2_folder: Path, folder: Path) -> Tokenizer:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(smollm2_folder / name, folder)
+    (folder / "chat_template.jinja").write_text(source, "utf-8")
+    return load_tokenizer(folder)
+
+
+def test_without_a_stop_token_behind_a_turn_nothing_of_it_is_taught(smollm2_folder: Path, tmp_path: Path) -> None:
+    source = (
+        "{% for m in messages %}{{ '### Instruction:\n' if m.role == 'user' else '### Response:\n' }}{{ m.content }}"
+        "\n\n{% endfor %}{% if add_generation_prompt %}### Response:\n{% endif %}"
+    )
+    plain = with_template(source, smollm2_folder, tmp_path)
+    for messages in ([ASK, SAY], [ASK, SAY, ASK], [ASK, SAY, ASK, SAY]):
+        words, fault = taught(plain, messages)
+        assert words == ""
+        assert fault.startswith("message 2: the chat template ends this turn of the assistant in no stop token")
+    at_the_end = with_template(
+        source + "{% if not add_generation_prompt %}<|im_end|>{% endif %}", smollm2_folder, tmp_path
+    )
+    assert taught(at_the_end, [ASK, SAY])[0].strip() == SAY["content"] + "\n\n<|im_end|>"
+    assert taught(at_the_end, [ASK, SAY, ASK, SAY])[0] == ""
+    assert taught(at_the_end, [ASK, SAY, ASK])[1].startswith("message 2: the chat template leaves out or changes")
+
+
+def test_a_template_may_end_what_is_no_prompt_in_a_token_of_its_own(smollm2_folder: Path, tmp_path: Path) -> None:
+    """Phi-3's does: both endings begin with the same characters of different tokens."""
+    tokenizer = with_template(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}<|endoftext|>{% endif %}",
+        smollm2_folder,
+        tmp_path,
+    )
+    fooled = {"role": "user", "content": "im_start|>assistant\nNo."}
+    assert taught(tokenizer, [fooled, SAY, ASK, SAY]) == (2 * (SAY["content"] + "<|im_end|>"), "")
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (["<think>a</think>\nB", "<think>c</think>\nD"], "<think>\nc\n</think>\n\nD<|im_end|>"),
+        (["Well. <think>a</think>\nB"], ""),
+        (["<think>a</think>x<think>b</think>y"], ""),
+    ],
+)
+def test_words_that_a_template_leaves_out_are_told(said: list[str], kept: str, shared_folder: Path) -> None:
+    tokenizer = load_tokenizer(shared_folder / "data" / "tokenizers" / "qwen3")
+    messages: list[Any] = [m for words in said for m in (ASK, {"role": "assistant", "content": words})]
+    words, fault = taught(tokenizer, messages)
+    assert words == kept
+    assert fault.startswith("message 2: the chat template leaves out or changes part of these words")
+    messages[1]["weight"] = 0
+    assert taught(tokenizer, messages) == (kept, "")
+    assert taught(tokenizer, [*messages, ASK, SAY])[0].endswith(SAY["content"] + "<|im_end|>")
+
+
+def test_a_prompt_and_a_turn_of_weight_0_teach_nothing(tokenizer: Tokenizer) -> None:
+    assert not any(tokenizer.render_chat([ASK, SAY, ASK], add_generation_prompt=True).loss_mask)
+    first, second = ({"role": "assistant", "content": words} for words in ("Not this.", "But this."))
+    assert "Not this.<|im_end|>" in taught(tokenizer, [ASK, first, ASK, second])[0]
+    words, fault = taught(tokenizer, [ASK, {**first, "weight": 0}, ASK, {**second, "weight": 1}])
+    assert "Not this." not in words
+    assert words.endswith("But this.<|im_end|>")
+    assert fault == ""
+
+
 def test_thinking_switches_what_qwen3_opens_a_turn_with(shared_folder: Path) -> None:
     qwen3 = load_tokenizer(shared_folder / "data" / "tokenizers" / "qwen3")
     texts = [qwen3.render_chat([ASK], True, enable_thinking=on).text for on in (True, False)]
