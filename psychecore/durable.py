@@ -25,8 +25,12 @@ def replace_file(path: Path, chunks: Iterable[str]) -> None:
         file.writelines(chunks)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    descriptor = os.open(path.parent, os.O_RDONLY)  # who sees the file may move its folder at once
+    try:
+        os.replace(temporary, path)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def create_file(path: Path, chunks: Iterable[str]) -> None:

@@ -69,8 +69,7 @@ def _load(cls: type[T], argv: Sequence[str], description: str | None, table: str
 def read_toml(path: str) -> dict[str, Any]:
     """The values of a TOML file. Raises FileNotFoundError or ValueError, naming the file."""
     try:
-        with open(path, "rb") as file:
-            values = tomllib.load(file)
+        values = tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))
         repr(values)  # fails on a number that is too long to be named in a message
     except FileNotFoundError:
         raise FileNotFoundError(f"config file {path!r} does not exist") from None
@@ -112,11 +111,10 @@ def help_text(cls: type, description: str | None) -> str:
     """Every option with type, default and help, by section."""
     lines = [(description or "").strip(), "", "options:", "  --config FILE  a TOML preset; flags override it"]
     section = ""
-    for path, field, kind, owner in _leaves(cls):
+    for path, field, kind, owner, default in _leaves(cls):
         if path.rpartition(".")[0] != section:
             section = path.rpartition(".")[0]
             lines.append(f"\n  [{section}] " + " ".join((owner.__doc__ or "").split()))
-        default = _default(field)
         shown = "required" if default is MISSING else "default " + _show(default)
         text = field.metadata.get("help", "")
         lines.append(f"  --{path} {_type_name(kind)}  ({shown})" + (f"\n        {text}" if text else ""))
@@ -151,7 +149,7 @@ def _check_keys(cls: type, values: dict[str, Any], prefix: str, source: str) -> 
 
 
 def _set_flag(cls: type, values: dict[str, Any], name: str, text: str) -> None:
-    kinds = {path: kind for path, _, kind, _ in _leaves(cls)}
+    kinds = {path: kind for path, _, kind, _, _ in _leaves(cls)}
     if name not in kinds:
         raise ValueError(f"unknown option --{name:.80}{_nearest(name, list(kinds), '--')}")
     *sections, key = name.split(".")
@@ -226,14 +224,15 @@ def _convert(value: Any, kind: Any, path: str) -> Any:
         if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
             return tuple(_convert(item, typing.get_args(option)[0], path) for item in value)
         if option is Path and isinstance(value, (str, Path)):
-            return Path(value)
+            return Path(os.path.expanduser(value))  # which no shell does in TOML or behind "="
         if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             if math.isnan(value):
                 raise ValueError(f"option --{path} is nan, which stands for no number, but must be one")
             return float(value)
         if option in (int, str, bool) and type(value) is option:
             return value
-    raise ValueError(f"option --{path} is {value!r:.80}, but must be {_type_name(kind)}")
+    name = "a list, in brackets" if typing.get_origin(kind) is tuple else _type_name(kind)
+    raise ValueError(f"option --{path} is {value!r:.80}, but must be {name}")
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
@@ -242,13 +241,15 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
     return tuple(sorted(typing.get_args(kind), key=lambda k: k is not type(None))) if union else (kind,)
 
 
-def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, Any, type]]:
+def _leaves(cls: type, prefix: str = "", base: Any = MISSING) -> Iterator[tuple[str, Any, Any, type, Any]]:
+    """(path, field, type, class, default) of each option; `base` holds the defaults where they aren't the class's."""
     kinds = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
+        default = _default(field) if base is MISSING else getattr(base, field.name)
         if dataclasses.is_dataclass(kinds[field.name]):
-            yield from _leaves(typing.cast(type, kinds[field.name]), f"{prefix}{field.name}.")
+            yield from _leaves(typing.cast(type, kinds[field.name]), f"{prefix}{field.name}.", default)
         else:
-            yield prefix + field.name, field, kinds[field.name], cls
+            yield prefix + field.name, field, kinds[field.name], cls, default
 
 
 def _default(field: Any) -> Any:

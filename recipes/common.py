@@ -87,7 +87,7 @@ class RunOptions:
 class EvaluationOptions:
     """Held-out questions, answered greedily."""
 
-    files: tuple[str, ...] = option((), "question files (JSONL), comma separated")
+    files: tuple[Path, ...] = option((), "question files (JSONL), comma separated")
     limit: int = option(0, "only the first so many questions of each file; 0: all")
     max_new_tokens: int = option(128, "longest answer")
 
@@ -95,10 +95,10 @@ class EvaluationOptions:
         """The questions by file stem; files are checked before any model is loaded."""
         sets: dict[str, list[Question]] = {}
         for path in self.files:
-            name = Path(path).stem
+            name = path.stem
             if name in sets:
                 raise ValueError(f"evaluation.files holds two files named {name!r}; results are kept by that name")
-            require(Path(path), "evaluation.files")
+            require(path, "evaluation.files")
             rows = read_questions(path)
             sets[name] = rows[: self.limit] if self.limit else rows
         return sets

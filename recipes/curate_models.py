@@ -123,6 +123,10 @@ def make_generator(spec: str, options: Any) -> LocalGenerator | EndpointGenerato
             give_up_after_s=options.give_up_after_s,
         )
         return EndpointGenerator(endpoint, name)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch sees no GPU: take cpu or auto")
+    if options.slots < 1 or options.max_length < 2:
+        raise ValueError(f"slots {options.slots} must be at least 1, max_length {options.max_length} at least 2")
     cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if cuda else "cpu")
     dtype = fast_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)

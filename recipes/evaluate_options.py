@@ -107,5 +107,10 @@ class EvaluateRecipe:
     run: RunOptions = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        if self.benchmark.dialogues and not self.judge.path:
+        asked = self.benchmark
+        if asked.dialogues and not self.judge.path:
             raise ValueError(f"benchmark.dialogues needs a judge: give judge.path, {FORM}")
+        if not asked.dialogues and (asked.last_turn_only or self.judge != JudgeOptions()):
+            raise ValueError("judge and benchmark.last_turn_only are of benchmark.dialogues, which isn't given")
+        if not asked.cpsyexam and (asked.split, asked.shots) != ("dev", (0, 5)):
+            raise ValueError("benchmark.split and shots are of benchmark.cpsyexam, which isn't given")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from cli import dump_config, load_config, main_guard
@@ -78,14 +77,15 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         questions = read_questions(config.data.train)
         heldout = config.evaluation.read()
         model_folder = local_folder(config.model.path)
-        model_folders = [model_folder] + ([local_folder(config.reference.path)] if config.reference.path else [])
+        named = [config.model.path] + ([config.reference.path] if config.reference.path else [])
+        model_folders = {name: local_folder(name) for name in named}
         tokenizer = load_tokenizer(model_folder)
         prompts = encode(questions, tokenizer, config.data.max_prompt_tokens)
         require_room(heldout, tokenizer, model_folder, config.evaluation)
     config = settle_dtype(config, runtime)
     folder, train, config_text = config.run.folder, config.train, dump_config(config)
     open_run_folder(folder, config_text, runtime)
-    inputs = hash_inputs(model_folders, [config.data.train, *map(Path, config.evaluation.files)], runtime)
+    inputs = hash_inputs(model_folders, [config.data.train, *config.evaluation.files], runtime)
 
     total_steps = steps_of(config.run, len(questions), train.prompts_per_step)
     longest = max(map(len, prompts))  # a cache that holds no prompt of max_prompt_tokens may hold the real ones

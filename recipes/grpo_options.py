@@ -12,6 +12,7 @@ from common import EvaluationOptions, ModelOptions, RunOptions, option
 from psychecore.reward.score import RewardConfig
 from psychecore.rollout.sampling import SamplingParams
 from psychecore.train.grpo import GrpoConfig
+from psychecore.train.losses import LossConfig
 from psychecore.train.optimizer import OptimizerConfig
 from psychecore.train.sharding import ShardingConfig
 
@@ -74,6 +75,16 @@ class GrpoRecipe:
         params, reference = self.sampling.params, self.reference
         if params.seed:
             raise ValueError(f"sampling.params.seed is {params.seed}, but run.seed decides what is sampled: set that")
+        loss, usual = self.train.loss, LossConfig()
+        idle = [f"loss.{k}" for k in ("ratio", "clip_low", "clip_high") if getattr(loss, k) != getattr(usual, k)]
+        idle += ["old_logprobs"] if self.train.old_logprobs != "recompute" else []
+        if self.train.mini_batches == 1 and idle:
+            raise ValueError(
+                f"train.{idle[0]} changes nothing at mini_batches 1, where each sample is trained on once, at ratio 1: "
+                "leave it out, or take train.mini_batches 2 or more"
+            )
+        if loss.normalisation != "constant" and loss.constant_length != usual.constant_length:
+            raise ValueError('train.loss.constant_length is of normalisation "constant": leave it out, or take that')
         if self.train.old_is_the_samplers and (params.top_p < 1 or params.top_k or params.min_p):
             raise ValueError(
                 'train.old_logprobs is "sampler", whose log-probs are of what top_p, top_k and min_p leave, and the '

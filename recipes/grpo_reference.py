@@ -43,7 +43,7 @@ def reference_folder(config: GrpoRecipe, step: int) -> Path:
 
 def reference_hashes(config: GrpoRecipe, step: int, runtime: Runtime) -> dict[str, str]:
     """SHA-256 of a refreshed reference's files, by their paths in the run folder, which may be moved."""
-    hashes = hash_inputs([reference_folder(config, step)], [], runtime)
+    hashes = hash_inputs({"": reference_folder(config, step)}, [], runtime)
     return {str(Path(path).relative_to(config.run.folder)): sha256 for path, sha256 in hashes.items()}
 
 

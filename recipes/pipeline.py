@@ -37,6 +37,7 @@ from psychecore.durable import replace_file
 from psychecore.runtime import SIGNALS
 
 RECIPES = Path(__file__).resolve().parent
+SET_HERE = ("data.train", "run.folder", "run.seed", "evaluation.files")  # of both stages; a preset may hold them
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def main(config: Pipeline) -> None:
     flags |= {"sft-share": options.sft_share, "out": data}
     compose.main([f"--{name}={value}" for name, value in flags.items()])
     give_questions(data)
-    heldout = tuple(str(data / name) for name in ("heldout.jsonl", "heldout_concepts.jsonl"))
+    heldout = tuple(data / name for name in ("heldout.jsonl", "heldout_concepts.jsonl"))
     selectors = curation.models.selectors
     if options.warmup_steps:
         warmup = replace(
@@ -115,6 +116,17 @@ def main(config: Pipeline) -> None:
     run_stage("grpo", grpo, options)
     print(table(sft_folder, grpo_folder))
     print(f"total time {(time.perf_counter() - started) / 60:.1f} minutes; the model is in {grpo_folder / 'export'}")
+
+
+def refuse_set_here(argv: list[str]) -> None:
+    """Raise ValueError for an option of a stage that the pipeline sets itself."""
+    for item in argv:
+        stage, _, key = item.partition("=")[0].removeprefix("--").partition(".")
+        if (stage in ("sft", "grpo") and key in SET_HERE) or (stage, key) == ("grpo", "model.path"):
+            raise ValueError(
+                f"option --{stage}.{key} would be ignored: the pipeline trains on what it composes and curates, and "
+                f"takes --pipeline.folder and --pipeline.seed; to train on files of your own run recipes/{stage}.py"
+            )
 
 
 def give_questions(data: Path) -> None:
@@ -200,4 +212,5 @@ def table(sft_folder: Path, grpo_folder: Path) -> str:
 
 if __name__ == "__main__":
     with main_guard():
+        refuse_set_here(sys.argv[1:])
         main(load_config(Pipeline, sys.argv[1:], __doc__))

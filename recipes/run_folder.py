@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 from cli import read_toml
 from common import RunOptions, compute_dtype, read_evaluation
@@ -72,11 +68,15 @@ def open_run_folder(folder: Path, config_text: str, runtime: Runtime) -> None:
     """
     path = folder / "config.toml"
     with runtime.together("opening the run folder"):
-        other = path.exists() and essentials(read_config(path)) != essentials(tomllib.loads(config_text))
-        if other and _has_begun(folder):
+        held, given = (
+            _options(text) for text in (read_config(path) if path.exists() else {}, tomllib.loads(config_text))
+        )
+        if held and held != given and _has_begun(folder):
+            first = next(key for key in [*held, *given] if held.get(key) != given.get(key))
             raise ValueError(
-                f"{folder} holds a run with another configuration: choose another --run.folder, remove it, or give the "
-                f"configuration of {path} to continue it"
+                f"{folder} holds a run with another configuration: {first} is {held.get(first)!r:.80} there and "
+                f"{given.get(first)!r:.80} here. Choose another --run.folder, remove it, or give the configuration of "
+                f"{path} to continue it"
             )
         if (
             folder.is_dir()
@@ -113,6 +113,16 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
     return tables
 
 
+def _options(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What decides how a run computes, by --section.key."""
+
+    def leaves(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            yield from leaves(f"{prefix}{key}.", value) if isinstance(value, dict) else [(prefix + key, value)]
+
+    return dict(leaves("--", essentials(config)))
+
+
 def essentials(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A configuration without the keys that change how a run goes on, but not what it computes."""
     kept = {
@@ -124,8 +134,6 @@ def essentials(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _lock(folder: Path) -> None:
     """Hold the run folder; the system lets go when the process ends, however it ends."""
-    if fcntl is None:
-        return
     file = open(folder / LOCK, "w")  # noqa: SIM115 - open until the process ends
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -187,6 +195,11 @@ def begin_anew(checkpoints: Path, checkpoint_every: int, runtime: Runtime) -> No
     Raises ValueError where its metrics go so far that there was one: a disk that is not mounted must not cost a run.
     """
     folder = checkpoints.parent
+    if (folder / "export").exists():  # which is written after the last checkpoint
+        raise ValueError(
+            f"{folder} holds the export of a run that ended, but {checkpoints} holds no checkpoint to continue from: "
+            f"bring them back (is their disk mounted?), or remove {folder} to begin anew"
+        )
     step = max((row["step"] for row in RunLog(folder, runtime).read("metrics.jsonl")), default=0)
     if step > 2 * checkpoint_every:  # one may have been on its way when the run was killed
         raise ValueError(
@@ -219,13 +232,18 @@ def end_step(
     return bool(stop) and not last
 
 
-def hash_inputs(models: Sequence[Path], files: Sequence[Path], runtime: Runtime) -> dict[str, str]:
-    """SHA-256 by path of model folders' files and of other files; read by the first rank, told to all."""
+def hash_inputs(models: Mapping[str, Path], files: Sequence[Path], runtime: Runtime) -> dict[str, str]:
+    """SHA-256 by path of the files of model folders and of other files; read by the first rank, told to all.
+
+    `models` are folders by what the user called them: a hub id's may lie elsewhere on the next day.
+    """
     hashes: dict[str, str] = {}
     with runtime.together("reading the model's and the data's files"):
         if runtime.first:
-            found = [path for model in models for pattern in HUB_FILES for path in sorted(model.glob(pattern))]
-            hashes = {str(path): digest(path) for path in [*found, *files]}
+            for name, folder in models.items():
+                found = [path for pattern in HUB_FILES for path in sorted(folder.glob(pattern))]
+                hashes |= {str(Path(name or folder, path.name)): digest(path) for path in found}
+            hashes |= {str(path): digest(path) for path in files}
     return gather_json(hashes, runtime.device)[0]
 
 

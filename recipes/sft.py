@@ -96,7 +96,7 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
     config = settle_dtype(config, runtime)
     folder, config_text = config.run.folder, dump_config(config)
     open_run_folder(folder, config_text, runtime)
-    inputs = hash_inputs([model_folder], [config.data.train, *map(Path, config.evaluation.files)], runtime)
+    inputs = hash_inputs({config.model.path: model_folder}, [config.data.train, *config.evaluation.files], runtime)
 
     total_steps = steps_of(config.run, len(rows), config.train.batch_size)
     warn_if_too_large(config, runtime)

@@ -52,9 +52,9 @@ class DedupeConfig:
     """What counts as a duplicate, and which of several stays.
 
     `threshold` is the similarity from which rows are duplicates, `recall` the least chance to find a pair just at it,
-    `permutations` the length of a signature. `best` is a numeric key that the rows bring along, such as "notes.rating":
-    of duplicates the row with the highest value stays; without it, and among equals, the first. `zh_chars` and
-    `en_words` are the shingle lengths.
+    `permutations` the length of a signature, drawn by `seed`. `best` is a numeric key that the rows bring along, such
+    as "notes.rating": of duplicates the row with the highest value stays; without it, and among equals, the first.
+    `zh_chars` and `en_words` are the shingle lengths.
     """
 
     threshold: float = 0.8

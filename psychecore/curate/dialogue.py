@@ -30,7 +30,8 @@ from psychecore.text.chat import Message, split_think
 
 @dataclass(frozen=True)
 class DialogueConfig:
-    """`attempts` rewrites are asked for until one passes. Lengths count English words or Chinese characters.
+    """`attempts` rewrites are asked for until one passes. Lengths (`min_length` and `max_length` of a rewrite) count
+    English words or Chinese characters; `max_new_tokens`, `temperature` and `seed` are of a request.
 
     `min_ratio` and `max_ratio` bound the rewrite's length by the source's; `advice_share` is the part of the content
     words of each piece of advice that must be found again.

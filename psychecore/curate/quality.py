@@ -24,10 +24,13 @@ from psychecore.text.chat import Message
 
 @dataclass(frozen=True)
 class QualityConfig:
-    """The least score to pass, by criterion and of their mean (1 to 5), and how the judges are asked.
+    """The least score to pass, by criterion and of their `mean` (1 to 5), and how the judges are asked.
+
+    Criteria: `answerable` from passage or general knowledge, `unambiguous`, a right `key`, `sound` psychology.
 
     `samples` verdicts of each judge (above 1 needs a temperature). With several verdicts a criterion's score is their
-    median, and each of them must be readable. Raises ValueError for values out of range.
+    median, and each of them must be readable. `temperature`, `seed` and `max_new_tokens` are of a verdict. Raises
+    ValueError for values out of range.
     """
 
     answerable: float = 4.0

@@ -45,7 +45,10 @@ class QuestionsConfig:
     """What is asked for and what is let through; lengths are in characters, `min_span` without spaces.
 
     `count` questions a passage and request, `multiple` of them with several right options; `samples` requests a passage
-    (above 1 needs a temperature), of which together at most `count * samples` questions are kept. Raises ValueError.
+    (above 1 needs a temperature), of which together at most `count * samples` questions are kept. A question has
+    `min_options` options or more, a stem of at most `max_stem` and options of at most `max_option`; a passage of more
+    than `max_passage` is rejected. `keep_referring` lets questions pass that speak of "the passage". `temperature`,
+    `seed` and `max_new_tokens` are of a reply. Raises ValueError.
     """
 
     count: int = 4

@@ -32,8 +32,10 @@ from psychecore.text.chat import split_think
 class RationaleConfig:
     """`rounds` is T, and 0 asks the base prompt only. `keep_authored`: rows that come with a rationale keep it.
 
-    Lengths of rationales and prompts are in characters, `max_new_tokens` and `max_proposal_tokens` in tokens. Answers
-    are greedy by default; proposals are sampled, since a greedy proposer tends to repeat itself after a revert.
+    Lengths of rationales (`min_rationale`, `max_rationale`) and of proposed prompts (`max_prompt`) are in characters,
+    `max_new_tokens` and `max_proposal_tokens` in tokens. Answers (`temperature`) are greedy by default; proposals
+    (`proposal_temperature`) are sampled, since a greedy proposer tends to repeat itself after a revert. `seed` is of
+    both.
     """
 
     rounds: int = 3

@@ -30,7 +30,8 @@ class AnswerConfig:
 
     mode: "generate", or "likelihood" of the options' letters or texts (`form`), a token's mean where `normalise`.
     samples: answers an item, above 1 with a temperature only. pass_k: the k for which pass@k is given. These are of
-    choice questions: essays and dialogues are generated, once.
+    choice questions: essays and dialogues are generated, once. temperature, top_p, max_new_tokens and seed are of
+    what is generated.
     """
 
     mode: Literal["generate", "likelihood"] = "generate"
@@ -46,6 +47,8 @@ class AnswerConfig:
     def __post_init__(self) -> None:
         if self.samples < 1 or self.max_new_tokens < 1:
             raise ValueError(f"samples {self.samples} and max_new_tokens {self.max_new_tokens} must be at least 1")
+        if self.mode == "generate" and (self.form != "letter" or self.normalise):
+            raise ValueError('form and normalise are of mode "likelihood": leave them out, or take that mode')
         if self.samples > 1 and (self.temperature == 0 or self.mode == "likelihood"):
             raise ValueError(f"samples is {self.samples}, but all would be equal: generate, with a temperature above 0")
         if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:

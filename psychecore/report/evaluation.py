@@ -52,7 +52,7 @@ def _benchmarks(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for figure, score in _object(result.get("against")).items():
             if "value" in _object(score):  # a judged comparison has its counts there as well
                 what = f"wins less losses against {other}" if figure == "margin" else f"{figure} less {other}'s"
-                yield _row(label, None, f"{name}, {what}", score, {})
+                yield _row(label, None, f"{name}, {what}", score, {}, percent=result.get("kind") != "overlap")
         for group, values in _object(result.get("by")).items():
             if len(_object(values)) > 1:
                 for value, scores in values.items():

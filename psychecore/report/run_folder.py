@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from psychecore.report.rollouts import Rollouts
 from psychecore.untrusted import within
 
 MARKS = ("config.toml", "metrics.jsonl", "evaluation.json")  # a folder with one of them is a run folder
+MODEL = re.compile(rb"^\[model\]", re.MULTILINE)  # in the config.toml of a run; that of a curation has other tables
 MAX_CONFIG = 100_000  # bytes that are shown
 
 
@@ -21,8 +23,8 @@ class RunFolder:
 
     def __init__(self, path: Path, name: str = ""):
         """Raises ValueError for what is no run folder, naming those that lie in it."""
-        if not any((path / mark).is_file() for mark in MARKS):
-            inside = sorted({str(found.parent) for mark in MARKS for found in path.glob(f"*/{mark}")})
+        if not any(_marks(path / mark) for mark in MARKS):
+            inside = sorted({str(found.parent) for mark in MARKS for found in path.glob(f"*/{mark}") if _marks(found)})
             hint = f"; did you mean {', '.join(inside[:8])}?" if inside else ""
             raise ValueError(f"{path} is no run folder: it has none of {', '.join(MARKS)}{hint}")
         for file in (*MARKS, "timings.jsonl", "samples.jsonl"):
@@ -53,6 +55,16 @@ class RunFolder:
             "evaluation": evaluation_rows(self.path / "evaluation.json"),
             "groups": len(self.rollouts),
         }
+
+
+def _marks(file: Path) -> bool:
+    """Whether its folder is a run's."""
+    if not file.is_file():
+        return False
+    if file.name != "config.toml":
+        return True
+    with open(file, "rb") as opened:
+        return MODEL.search(opened.read(MAX_CONFIG)) is not None
 
 
 def open_runs(paths: Sequence[Path]) -> list[RunFolder]:

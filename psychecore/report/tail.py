@@ -30,9 +30,10 @@ def number(value: Any, name: str) -> float | None:
 class Tail:
     """Follows one file, which may not exist yet.
 
-    `reset` is set by a look that finds another file in its place, or a shorter one (a run that was resumed drops the
-    rows that it writes again), until the reader clears it: what came before does not count any more. `lines` is the
-    number of the line that was read last.
+    `reset` is set by a look that finds another file in its place, a shorter one, or one in which another line ends
+    where it had read to (a run that was resumed drops the rows that it writes again, and a file system may give its
+    file the number of an earlier one), until the reader clears it: what came before does not count any more. `lines` is
+    the number of the line that was read last.
     """
 
     def __init__(self, path: Path):
@@ -40,6 +41,7 @@ class Tail:
         self.reset = False
         self.offset = self.lines = 0
         self._taken = self._inode = 0  # lines before `offset`
+        self._last = b""  # the end of them
 
     def look(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
         """Yield (byte offset, bytes, row) of each whole new line; a last line without its end waits for the next look.
@@ -51,11 +53,15 @@ class Tail:
         except FileNotFoundError:
             self.reset |= self.offset > 0
             self.offset = self._taken = self._inode = 0
+            self._last = b""
             return
         with file:
             size, inode = file.seek(0, 2), os.fstat(file.fileno()).st_ino
-            if self.offset > 0 and (inode != self._inode or size < self.offset):
-                self.reset, self.offset, self._taken = True, 0, 0
+            file.seek(self.offset - len(self._last))
+            if self.offset > 0 and (
+                inode != self._inode or size < self.offset or file.read(len(self._last)) != self._last
+            ):
+                self.reset, self.offset, self._taken, self._last = True, 0, 0, b""
             self._inode, self.lines = inode, self._taken
             file.seek(self.offset)
             while (raw := file.readline(MAX_LINE + 1)).endswith(b"\n"):
@@ -63,7 +69,7 @@ class Tail:
                 self.lines += 1
                 if row is not None:
                     yield self.offset, len(raw), row  # one that its reader can't take is named by every look as well
-                self.offset, self._taken = self.offset + len(raw), self.lines
+                self.offset, self._taken, self._last = self.offset + len(raw), self.lines, raw[-256:]
             if len(raw) > MAX_LINE:
                 raise ValueError(f"{self.path} line {self.lines + 1}: longer than {MAX_LINE:,} bytes")
 

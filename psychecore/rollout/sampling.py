@@ -25,7 +25,7 @@ class SamplingParams:
 
     top_k keeps the k likeliest tokens, top_p the smallest set of the likeliest with at least that mass, min_p those
     with at least that share of the likeliest one's probability; they apply in this order, after the temperature.
-    ignore_stop samples exactly max_new_tokens.
+    ignore_stop samples exactly max_new_tokens. seed: of the random numbers.
     """
 
     temperature: float = 1.0

@@ -31,9 +31,10 @@ from psychecore.train.token_logprobs import batch_logprobs
 class GrpoConfig:
     """The algorithm's settings beside sampling and optimizer.
 
-    prompts_per_step x samples_per_prompt are sampled, then split into mini_batches optimizer steps.
-    old_logprobs: what the ratio divides by when there are several mini-batches, the sampler's own log-probs or a pass
-    of the policy before its first step. token_budget bounds a micro-batch. temperature of sampling and of the loss.
+    prompts_per_step x samples_per_prompt are sampled, then split into mini_batches optimizer steps. old_logprobs: what
+    the ratio divides by when there are several mini-batches, the sampler's own log-probs or a pass of the policy before
+    its first step. token_budget bounds a micro-batch. advantage: a reward less its group's mean, over their standard
+    deviation (GRPO) or not (`mean`, Dr. GRPO), or less the others' mean (RLOO).
     """
 
     prompts_per_step: int = 128

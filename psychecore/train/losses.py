@@ -25,11 +25,12 @@ class LossConfig:
     """The policy loss.
 
     clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. ratio: per token (PPO, GRPO) or one per
-    sequence (GSPO, arXiv 2507.18071). kl_coefficient times the `kl` estimate is added to the loss. normalisation:
+    sequence (GSPO, arXiv 2507.18071, whose authors clip at 3e-4 and 4e-4 and normalise by sequence). kl_coefficient
+    times the `kl` estimate is added to the loss; k1 adds noise only, its expected gradient being zero. normalisation:
     mean over all tokens, mean over sequences of their token means, or `constant` (Dr. GRPO: divide by sequences x
-    `constant_length`). importance_cap: truncated importance sampling, each token weighted with
-    min(trainer probability / sampler probability, cap); none switches it off. mask_overlong: truncated samples do not
-    train.
+    `constant_length`, there the longest answer allowed). importance_cap: truncated importance sampling, each token
+    weighted with min(trainer probability / sampler probability, cap); none switches it off. mask_overlong: truncated
+    samples do not train.
     """
 
     clip_low: float = 0.2

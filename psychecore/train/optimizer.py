@@ -21,7 +21,11 @@ SKIPS_IN_ROW = 5  # more in a row are no accident
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (arXiv 1711.05101) and its schedule. warmup_steps counts; warmup_ratio is a share of all steps.
+    """AdamW (arXiv 1711.05101) and its schedule.
+
+    lr is the rate after warm-up, which is warmup_steps optimizer steps (in GRPO there are mini_batches in a step of the
+    run) or a share warmup_ratio of all. weight_decay is of matrices, not of norms and biases; beta1, beta2 and eps are
+    AdamW's. Gradients are scaled down to a norm of max_grad_norm over all parameters; inf leaves them.
 
     nonfinite: what to do where a loss or gradient is NaN or infinite, stop the run or skip the step, five in a row at
     most. Weights that are not finite always stop it.

@@ -45,7 +45,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Shares of the peaks that a run reaches: of matrix products, of memory bandwidth, of links."""
+    """Shares of the peaks that a run reaches: mfu of matrix products, bandwidth of memory, links between GPUs."""
 
     mfu: float = 0.4
     bandwidth: float = 0.6

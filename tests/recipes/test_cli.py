@@ -9,14 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import cli
 import pytest
 from cli import dump_config, help_text, load_config
 from common import RunOptions, steps_of
 from curate_options import CurateRecipe
+from evaluate_options import EvaluateRecipe
 from grpo_options import GrpoRecipe
-from pipeline import Pipeline
+from pipeline import Pipeline, refuse_set_here
+from plan import Planner
 from sft import SftRecipe
 
+NEEDED = ["--model.path", "m", "--data.train", "d", "--run.folder", "r"]
 REPO = Path(__file__).resolve().parents[2]
 
 
@@ -136,12 +140,11 @@ def test_a_missing_preset_is_named() -> None:
     ],
 )
 def test_a_number_that_no_run_can_use_is_named(name: str, values: str) -> None:
-    needed = ["--model.path", "m", "--data.train", "d", "--run.folder", "r"]
     for value in values.split():
         with pytest.raises(ValueError, match=rf"^\[{name.rpartition('.')[0]}\] .*{name.rpartition('.')[2]}"):
-            load_config(GrpoRecipe, [*needed, f"--{name}", value], None)
+            load_config(GrpoRecipe, [*NEEDED, f"--{name}", value], None)
     with pytest.raises(ValueError, match="shuffle_seed is -1"):
-        load_config(SftRecipe, [*needed, "--data.shuffle_seed", "-1"], None)
+        load_config(SftRecipe, [*NEEDED, "--data.shuffle_seed", "-1"], None)
 
 
 @pytest.mark.parametrize(
@@ -150,16 +153,34 @@ def test_a_number_that_no_run_can_use_is_named(name: str, values: str) -> None:
         (["--sampling.params.seed=3"], "run.seed decides"),
         (["--train.old_logprobs=sampler", "--sampling.params.top_k=5"], "leave those off"),
         (["--train.old_logprobs=sampler", "--train.loss.importance_cap=2"], "the same: leave it out"),
+        (
+            ["--train.mini_batches=1", "--train.old_logprobs=sampler"],
+            "train.old_logprobs changes nothing at mini_batches 1",
+        ),
+        (
+            ["--train.mini_batches=1", "--train.loss.ratio=sequence"],
+            "train.loss.ratio changes nothing at mini_batches 1",
+        ),
+        (["--train.mini_batches=1", "--train.loss.clip_high=0.28"], "loss.clip_high changes nothing at mini_batches 1"),
+        (["--train.loss.constant_length=40"], "constant_length is of normalisation"),
         (["--train.loss.kl_coefficient=0", "--reference.path=other"], "there is no reference"),
         (["--train.loss.kl_coefficient=0", "--reference.refresh_every=2"], "there is no reference"),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(flags: list[str], message: str) -> None:
-    needed = ["--model.path", "m", "--data.train", "d", "--run.folder", "r"]
     with pytest.raises(ValueError, match=message):
-        load_config(GrpoRecipe, [*needed, *flags], None)
-    if "sampler" in flags[0]:  # with one step there are no old log-probs
-        load_config(GrpoRecipe, [*needed, *flags, "--train.mini_batches=1"], None)
+        load_config(GrpoRecipe, [*NEEDED, *flags], None)
+
+
+@pytest.mark.parametrize("recipe", [SftRecipe, GrpoRecipe, CurateRecipe, EvaluateRecipe, Planner])
+def test_every_option_is_explained(recipe: type) -> None:
+    """By a help text of its own or in that of its section, and with the default that it has there."""
+    text = help_text(recipe, None)
+    for path, option, _, owner, _ in cli._leaves(recipe):
+        assert option.metadata.get("help") or option.name in (owner.__doc__ or ""), path
+        assert f"--{path} " in text
+    assert "--sampling.params.max_new_tokens integer  (default 1024)" in help_text(GrpoRecipe, None)
+    assert load_config(GrpoRecipe, [*NEEDED], None).sampling.params.max_new_tokens == 1024
 
 
 def test_a_typo_is_told_once_a_node() -> None:
@@ -226,3 +247,46 @@ def test_epochs_become_the_fewest_steps_that_show_every_row(
 ) -> None:
     assert steps_of(RunOptions(folder=Path(), epochs=epochs), rows, together) == steps
     assert steps_of(RunOptions(folder=Path(), epochs=epochs, steps=5), rows, together) == 5
+
+
+def test_a_path_begins_at_home_and_a_preset_may_begin_with_a_byte_order_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    preset = tmp_path / "p.toml"
+    preset.write_bytes(
+        b"\xef\xbb\xbf[run]\r\nfolder = '~/runs/x'\r\n[evaluation]\r\nfiles = ['~/a.jsonl', 'b.jsonl']\r\n"
+    )
+    config = load_config(SftRecipe, ["--config", str(preset), *NEEDED[:4]], None)
+    assert config.run.folder == tmp_path / "runs" / "x"
+    assert config.evaluation.files == (tmp_path / "a.jsonl", Path("b.jsonl"))
+    preset.write_text("[evaluation]\nfiles = 'a.jsonl,b.jsonl'")
+    with pytest.raises(ValueError, match=r"evaluation.files is 'a.jsonl,b.jsonl', but must be a list, in brackets"):
+        load_config(SftRecipe, ["--config", str(preset), *NEEDED], None)
+
+
+@pytest.mark.parametrize(
+    "flag", ["--sft.data.train=x", "--grpo.model.path=x", "--grpo.run.seed", "--sft.evaluation.files"]
+)
+def test_the_pipeline_refuses_what_it_sets_itself(flag: str) -> None:
+    refuse_set_here(["--pipeline.seed", "1", "--sft.model.path", "x", "--sft.run.steps", "3"])
+    with pytest.raises(ValueError, match=rf"option {flag.partition('=')[0]} would be ignored"):
+        refuse_set_here(["--pipeline.seed", "1", flag])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--answers.form=text"], 'are of mode "likelihood"'),
+        (["--answers.normalise=true"], 'are of mode "likelihood"'),
+        (["--benchmark.shots=5"], "are of benchmark.cpsyexam"),
+        (["--benchmark.split=test"], "are of benchmark.cpsyexam"),
+        (["--benchmark.last_turn_only=true"], "are of benchmark.dialogues"),
+        (["--judge.path=x"], "are of benchmark.dialogues"),
+    ],
+)
+def test_an_option_of_an_evaluation_that_would_be_ignored_is_refused(flags: list[str], message: str) -> None:
+    asked = ["--model.path=m", "--benchmark.questions=q.jsonl"]
+    load_config(EvaluateRecipe, [*asked, "--answers.mode=likelihood", "--answers.form=text"], None)
+    with pytest.raises(ValueError, match=message):
+        load_config(EvaluateRecipe, [*asked, *flags], None)

@@ -40,7 +40,8 @@ def test_auto_goes_on_in_the_dtype_that_the_run_began_with(tmp_path: Path, monke
     monkeypatch.setattr(common, "fast_dtype", lambda device: torch.float32)  # the machine is busy now
     assert settle_dtype(auto, ALONE) == begun
     (auto.run.folder / "metrics.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(ValueError, match="holds a run with another configuration"):
+    told = r"another configuration: --model.dtype is 'bfloat16' there and 'float32' here"
+    with pytest.raises(ValueError, match=told):
         open_run_folder(auto.run.folder, dump_config(sft(tmp_path, "--model.dtype", "float32")), ALONE)
 
 
@@ -58,6 +59,28 @@ def test_a_run_that_failed_before_its_first_step_can_be_begun_with_other_setting
     else:
         open_run_folder(config.run.folder, dump_config(other), ALONE)
         assert "token_budget = 77" in (config.run.folder / "config.toml").read_text()
+
+
+def test_a_run_that_ended_is_not_begun_anew_when_its_checkpoints_are_gone(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 36}\n')
+    (tmp_path / "evaluation.json").write_text("{}")
+    (tmp_path / "export").mkdir()
+    with pytest.raises(ValueError, match="holds the export of a run that ended"):
+        run_folder.begin_anew(tmp_path / "checkpoints", 50, ALONE)
+    assert (tmp_path / "evaluation.json").exists()
+    (tmp_path / "export").rmdir()
+    run_folder.begin_anew(tmp_path / "checkpoints", 50, ALONE)  # killed before its first checkpoint
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_a_model_of_the_hub_may_lie_in_another_cache(tmp_path: Path) -> None:
+    told = []
+    for place in ("old", "new"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "config.json").write_text("{}")
+        told.append(run_folder.hash_inputs({"owner/name": tmp_path / place}, [], ALONE))
+    assert told[0] == told[1]
+    assert list(told[0]) == ["owner/name/config.json"]
 
 
 def test_evaluations_of_steps_that_are_taken_again_are_forgotten(tmp_path: Path) -> None:

@@ -65,6 +65,17 @@ def test_a_resumed_run_takes_back_what_it_writes_again(tmp_path: Path) -> None:
     assert columns(curves) == {}
 
 
+def test_a_file_that_was_replaced_twice_counts_as_new_though_it_got_the_old_number(tmp_path: Path) -> None:
+    """File systems give the number of a removed file to the next."""
+    curves, path = Curves(tmp_path), tmp_path / "metrics.jsonl"
+    append(path, *map(metric, range(1, 6)))
+    curves.look()
+    path.write_text("")  # the same file, as far as its number tells
+    append(path, *(metric(step, reward=9.0) for step in range(1, 9)))
+    assert curves.look()
+    assert columns(curves)["reward"] == (list(range(1, 9)), [9.0] * 8)
+
+
 def test_a_replaced_file_counts_as_new_though_its_first_line_is_damaged(tmp_path: Path) -> None:
     curves, path = Curves(tmp_path), tmp_path / "metrics.jsonl"
     append(path, *map(metric, range(1, 6)))
@@ -291,6 +302,7 @@ def test_the_table_has_the_parts_the_samples_and_the_differences_of_an_evaluatio
                 **base,
             },
             "talks": {"rubrics": {}, "against": {"counts": {"first": 3}, "margin": score}, **base},
+            "essays": {"kind": "overlap", "figures": {}, "against": {"rouge_1": score}, **base},
             "tied": {"rubrics": {}, "against": {"counts": {"first": 0}, "margin": None}},
         },
     }
@@ -303,10 +315,12 @@ def test_the_table_has_the_parts_the_samples_and_the_differences_of_an_evaluatio
         ("pceb, accuracy less base's", None, False),
         ("pceb, standard less base's", None, False),
         ("talks, wins less losses against base", None, False),
+        ("essays, rouge_1 less base's", None, False),
         ("pceb, column ethics", 0.6, True),
         ("pceb, column facts", 0.6, True),
     ]
     assert rows[0]["elastic"] == 0.5
+    assert [row["set"] for row in rows if not row["percent"]] == ["essays, rouge_1 less base's"]
     (tmp_path / "evaluation.json").write_text(json.dumps(found).replace("0.4", "1" + "0" * 389))
     with pytest.raises(ValueError, match=r"evaluation.json: low is 10*\.\.\. \(390 characters\)"):
         evaluation_rows(tmp_path / "evaluation.json")
@@ -324,6 +338,13 @@ def test_runs_of_one_name_are_told_apart_and_what_is_no_run_is_refused(tmp_path:
         open_runs([tmp_path / "a" / "grpo", tmp_path / "a" / "grpo" / "."])
     with pytest.raises(ValueError, match="is no run folder"):
         open_runs([tmp_path / "nowhere"])
+    (tmp_path / "a" / "curate").mkdir()
+    config = tmp_path / "a" / "curate" / "config.toml"
+    config.write_text("[models]\nauthor = 'x'\n[run]\nfolder = 'x'\n")
+    with pytest.raises(ValueError, match="is no run folder"):
+        open_runs([config.parent])  # whose report.html is of another kind
+    config.write_text("[run]\nfolder = 'x'\n\n[model]\npath = 'x'\n")
+    assert len(open_runs([config.parent])) == 1
 
 
 def test_a_log_that_links_out_of_its_folder_is_refused(tmp_path: Path) -> None:
