@@ -204,7 +204,7 @@ class Letters:
     def __init__(self, vocabulary: int):
         self.valid_ids = (True,) * vocabulary
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         """Anything that differs."""
         return " ".join(map(str, ids))
 

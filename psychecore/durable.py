@@ -50,12 +50,12 @@ def replace_folder(temporary: Path, target: Path) -> None:
         sync_file(path)
     sync_folder(temporary)
     old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
     if target.exists():
         target.rename(old)
     temporary.rename(target)
     sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
 
 
 def remove_folder(target: Path) -> None:

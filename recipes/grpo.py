@@ -182,7 +182,8 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         timing["rollout_tokens_per_s"] = row["new_tokens"] / watch.seconds["rollout"]
         timing["update_tokens_per_s"] = row["tokens"] / watch.seconds["update"]
         timing["mfu"] = flops / watch.seconds["update"] / (peak * runtime.world_size)
-        timing |= {"occupancy": sampler.stats.occupancy, "memory_gib": peak_memory_gib(runtime.device)}
+        timing |= {"occupancy": sampler.stats.occupancy, "slot_use": sampler.stats.slot_use}
+        timing["memory_gib"] = peak_memory_gib(runtime.device)
         timing["seconds"] = time.perf_counter() - started
         log.write("timings.jsonl", timing)
         runtime.say(step_line("grpo", step, total_steps, row | timing, LINE))

@@ -122,7 +122,7 @@ class LetterTokenizer:
     stop_ids = frozenset([0])
     valid_ids = (True,) * 61
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         return "".join(chr(ord("a") + i) for i in ids)
 
 

@@ -6,14 +6,11 @@ One dataclass serves Qwen2/Qwen2.5, dense Qwen3 and the Llama family. What the d
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
+from psychecore.model.rope import RopeConfig, number
 from psychecore.untrusted import read_json, within
 
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
@@ -29,49 +26,6 @@ LIMITS = {
     "feed_forward_width": 10_000_000,
     "max_positions": 1_000_000_000,
 }
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """Rotary embedding: base `theta` and how its frequencies are scaled to longer contexts.
-
-    `linear` divides all frequencies by `factor`; `llama3` divides the low ones (Llama 3.1 model card);
-    `yarn` blends by wavelength and scales the tables by `attention_factor` (arXiv 2309.00071).
-    """
-
-    theta: float = 10_000.0
-    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
-    factor: float = 1.0
-    original_max_positions: int = 0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float = 1.0
-
-    def inverse_frequencies(self, head_dim: int) -> Tensor:
-        """Angular frequency of each of the head_dim / 2 rotated pairs, fp32 on the CPU."""
-        exponent_R = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim
-        base_R = 1.0 / (self.theta**exponent_R)
-        if self.kind == "linear":
-            return base_R / self.factor
-        if self.kind == "llama3":
-            turns_R = self.original_max_positions * base_R / (2 * math.pi)
-            keep_R = (turns_R - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-            keep_R = keep_R.clamp(0, 1)
-            return base_R * keep_R + base_R / self.factor * (1 - keep_R)
-        if self.kind == "yarn":
-            low = max(math.floor(self._yarn_pair(self.beta_fast, head_dim)), 0)
-            high = min(math.ceil(self._yarn_pair(self.beta_slow, head_dim)), head_dim - 1)
-            ramp_R = (torch.arange(head_dim // 2, device="cpu").float() - low) / max(high - low, 0.001)
-            stretch_R = ramp_R.clamp(0, 1)
-            return base_R * (1 - stretch_R) + base_R / self.factor * stretch_R
-        return base_R
-
-    def _yarn_pair(self, turns: float, head_dim: int) -> float:
-        """The (fractional) pair that turns this often over the original context."""
-        return head_dim * math.log(self.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
 
 
 @dataclass(frozen=True)
@@ -87,7 +41,7 @@ class ModelConfig:
     head_dim: int  # H
     feed_forward_width: int  # F
     rms_eps: float = 1e-6
-    rope: RopeConfig = RopeConfig()
+    rope: RopeConfig = field(default_factory=RopeConfig)
     tied_head: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
@@ -178,8 +132,8 @@ class ModelConfig:
             key_value_heads=integer("num_key_value_heads", query_heads),
             head_dim=integer("head_dim", 128 if family == "qwen3" else width // max(query_heads, 1)),
             feed_forward_width=integer("intermediate_size"),
-            rms_eps=_number(raw, "rms_norm_eps", 1e-6),
-            rope=_rope_from_hf(raw, max_positions),
+            rms_eps=number(raw, "rms_norm_eps", 1e-6),
+            rope=RopeConfig.from_hf(raw, max_positions),
             tied_head=flag("tie_word_embeddings"),
             qkv_bias=True if family == "qwen2" else attention_bias,
             out_bias=False if family == "qwen2" else attention_bias,
@@ -189,17 +143,7 @@ class ModelConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The config.json that transformers reads to the same network."""
-        rope: dict[str, Any] | None = None
-        if self.rope.kind != "default":
-            rope = {"rope_type": self.rope.kind, "factor": self.rope.factor}
-        if rope is not None and self.rope.kind in ("llama3", "yarn"):
-            rope["original_max_position_embeddings"] = self.rope.original_max_positions
-        if rope is not None and self.rope.kind == "llama3":
-            rope |= {"low_freq_factor": self.rope.low_freq_factor, "high_freq_factor": self.rope.high_freq_factor}
-        if rope is not None and self.rope.kind == "yarn":
-            rope |= {"beta_fast": self.rope.beta_fast, "beta_slow": self.rope.beta_slow}
-            rope["attention_factor"] = self.rope.attention_factor
+        """The config.json that transformers reads to the same network. Raises ValueError for another."""
         raw: dict[str, Any] = {
             "architectures": [ARCHITECTURES[self.family]],
             "model_type": self.family,
@@ -213,7 +157,7 @@ class ModelConfig:
             "hidden_act": "silu",
             "rms_norm_eps": self.rms_eps,
             "rope_theta": self.rope.theta,
-            "rope_scaling": rope,
+            "rope_scaling": self.rope.to_hf(),
             "tie_word_embeddings": self.tied_head,
             "max_position_embeddings": self.max_positions,
         }
@@ -223,6 +167,12 @@ class ModelConfig:
             raw["mlp_bias"] = self.mlp_bias
         else:
             raw["use_sliding_window"] = False
+        read = replace(ModelConfig.from_hf(raw), rope=self.rope)
+        if odd := [f.name for f in fields(self) if getattr(read, f.name) != getattr(self, f.name)]:
+            raise ValueError(
+                f"{odd[0]} is {getattr(self, odd[0])}, but {getattr(read, odd[0])} in a {self.family} of its shape: no "
+                "Hugging Face folder can hold this network"
+            )
         return raw
 
 
@@ -245,55 +195,3 @@ def _refuse_unsupported(raw: dict[str, Any]) -> None:
         raise ValueError(
             f"partial_rotary_factor is {raw['partial_rotary_factor']!r:.80}, but whole heads are rotated here"
         )
-
-
-def _rope_from_hf(raw: dict[str, Any], max_positions: int) -> RopeConfig:
-    scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}  # transformers 5, transformers 4
-    if not isinstance(scaling, dict):
-        raise ValueError(f"rope scaling is {scaling!r:.80}, but must be an object")
-    theta = _number({"rope_theta": 10_000.0} | raw | scaling, "rope_theta")
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ROPE_TYPES:
-        raise ValueError(f"rope type is {kind!r:.80}, but psychecore computes {', '.join(ROPE_TYPES)} only")
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    factor = _number(scaling, "factor", needed_by=kind)
-    original = int(_number(scaling, "original_max_position_embeddings", max_positions))
-    if kind == "llama3":
-        low, high = (
-            _number(scaling, "low_freq_factor", needed_by=kind),
-            _number(scaling, "high_freq_factor", needed_by=kind),
-        )
-        if low >= high:
-            raise ValueError(f"low_freq_factor is {low}, but must be below high_freq_factor, {high}")
-        return RopeConfig(theta, kind, factor, original, low_freq_factor=low, high_freq_factor=high)
-    if kind == "yarn":
-        if scaling.get("truncate", True) is not True:
-            raise ValueError("yarn with truncate=false is not supported")
-        mscales = [_number(scaling, key) if scaling.get(key) else None for key in ("mscale", "mscale_all_dim")]
-        attention_factor = _number(scaling, "attention_factor", _yarn_attention_factor(factor, *mscales))
-        beta_fast, beta_slow = _number(scaling, "beta_fast", 32), _number(scaling, "beta_slow", 1)
-        if theta == 1:
-            raise ValueError("rope_theta is 1, which yarn cannot scale")
-        return RopeConfig(
-            theta, kind, factor, original, beta_fast=beta_fast, beta_slow=beta_slow, attention_factor=attention_factor
-        )
-    return RopeConfig(theta, kind, factor, original)
-
-
-def _number(raw: dict[str, Any], key: str, default: float | None = None, needed_by: str = "") -> float:
-    """A positive number of ordinary size; null and 0 stand for the default where there is one."""
-    value = raw.get(key) or default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-30 < value < 1e30:
-        needs = f"rope type {needed_by!r} needs a number as {key}, not" if needed_by else f"{key} must be a number, not"
-        raise ValueError(f"{needs} {value!r:.80}")
-    return float(value)
-
-
-def _yarn_attention_factor(factor: float, mscale: float | None, mscale_all_dim: float | None) -> float:
-    def scale(multiplier: float) -> float:
-        return 0.1 * multiplier * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-    if mscale and mscale_all_dim:
-        return scale(mscale) / scale(mscale_all_dim)
-    return scale(1.0)

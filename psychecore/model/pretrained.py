@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -20,20 +18,17 @@ from typing import Any, NamedTuple, Protocol
 import huggingface_hub
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from psychecore.durable import replace_folder, require_space
+from psychecore.durable import replace_folder
 from psychecore.model.config import ModelConfig
 from psychecore.model.decoder import Decoder
 from psychecore.model.host_memory import keep_freed_memory
 from psychecore.model.shards import gather_tensor, local_rows
-from psychecore.untrusted import read_json, within
+from psychecore.model.weight_files import ShardWriter, open_tensors
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
-INDEX = "model.safetensors.index.json"
-SHARD = re.compile(r"[^/\\\0]{1,200}\.safetensors")  # a file of the folder itself, by a name that a file can have
 
 
 class SavesFiles(Protocol):
@@ -70,7 +65,7 @@ def load_model(
     if torch.device(device).type == "cpu":
         keep_freed_memory()
     with ExitStack() as stack:
-        tensors = _open_tensors(folder, stack)
+        tensors = open_tensors(folder, stack)
         _check_tensors(folder, config, places, tensors)
         with torch.device("meta"):
             model = Decoder(config).to(dtype)
@@ -100,13 +95,18 @@ def save_model(
     """Write a folder that transformers loads to equal logits; every rank must call, rank 0 writes.
 
     Tensors are cast to `dtype` where given. The folder is written beside its place and renamed when complete, an
-    existing one is replaced only then; where rank 0 can't, every rank raises.
+    existing model's is replaced only then; where rank 0 can't, every rank raises. Raises ValueError for a folder that
+    holds something else.
     """
-    target = Path(folder)
+    target = Path(os.path.realpath(folder))  # a link stays, and so does the disk that it names
     first = not dist.is_initialized() or dist.get_rank() == 0
     temporary = target.with_name(f".{target.name}.partial")
-    shards = _ShardWriter(temporary, max_shard_bytes)
+    shards = ShardWriter(temporary, max_shard_bytes)
     failure: Exception | None = None
+
+    def check() -> None:
+        if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+            raise ValueError(f"{target} holds files, but no model (config.json), and would be replaced: name another")
 
     def write(work: Callable[[], object]) -> None:
         nonlocal failure
@@ -127,6 +127,8 @@ def save_model(
             tokenizer.save(temporary)
         replace_folder(temporary, target)
 
+    write(check)
+    write(model.config.to_hf)
     parameters = dict(model.named_parameters())
     full_name, full = "", torch.empty(0)
     for name, place in hf_places(model.config).items():
@@ -152,7 +154,7 @@ def local_folder(source: str | os.PathLike[str]) -> Path:
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise FileNotFoundError(f"model folder {name!r} does not exist (a hub id would read 'owner/name')")
     try:  # whoever may write to the repository may change it: its files are read as untrusted, and none is code
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_FILES)))  # nosec
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_FILES), ignore_patterns=["*/*"]))  # nosec
     except Exception as error:
         raise FileNotFoundError(f"{name!r} is no local folder, and the hub did not give it: {error}") from error
 
@@ -193,44 +195,6 @@ def _allocate(model: Decoder, device: str | torch.device) -> None:
             setattr(module, name, nn.Parameter(torch.empty(meta.shape, dtype=meta.dtype, device=device)))
 
 
-def _open_tensors(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """For each tensor name the open safetensors file that holds it."""
-    names, index = ["model.safetensors"], None
-    if within(folder, INDEX).is_file():
-        index = _read_index(folder / INDEX)
-        names = sorted(set(index.values()))
-    keys: dict[str, set[str]] = {}
-    tensors: dict[str, Any] = {}
-    for name in names:
-        path = within(folder, name)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing")
-        try:
-            file = stack.enter_context(safe_open(path, framework="pt"))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: damaged or truncated safetensors file ({error!s:.200})") from None
-        keys[name] = set(file.keys())
-        tensors |= dict.fromkeys(keys[name], file)
-    for key, name in (index or {}).items():
-        if key not in keys[name]:
-            raise ValueError(f"{folder / INDEX}: places tensor {key!r:.80} in {name}, which does not hold it")
-    return tensors
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    """The index's map of tensor names to files, all of them plain names."""
-    try:
-        index = read_json(path).get("weight_map")
-    except ValueError as error:
-        raise ValueError(f"{path}: not a safetensors index ({error})") from None
-    if not isinstance(index, dict) or not index:
-        raise ValueError(f"{path}: not a safetensors index (weight_map is {index!r:.80})")
-    for name in index.values():
-        if not isinstance(name, str) or not SHARD.fullmatch(name):
-            raise ValueError(f"{path}: names the file {name!r:.80}, but shards must lie in the folder itself")
-    return index
-
-
 def _check_tensors(folder: Path, config: ModelConfig, places: dict[str, Place], tensors: dict[str, Any]) -> None:
     missing = [name for name in places if name not in tensors]
     if missing:
@@ -242,6 +206,16 @@ def _check_tensors(folder: Path, config: ModelConfig, places: dict[str, Place], 
             f"{folder}: tensor {unexpected[0]!r} is not part of a {config.family} model as config.json "
             f"describes it ({len(unexpected)} unexpected in all)"
         )
+    if "lm_head.weight" in tensors and config.tied_head:
+        head, embed = (tensors[name].get_slice(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+        rows = range(0, config.vocab_size, 16_384)
+        if head.get_shape() != embed.get_shape() or any(
+            not torch.equal(head[i : i + 16_384], embed[i : i + 16_384]) for i in rows
+        ):
+            raise ValueError(
+                f"{folder}: config.json ties the head to the embedding, but lm_head.weight differs from it: set "
+                "tie_word_embeddings to false, or remove the tensor"
+            )
     with torch.device("meta"):
         shapes = {name: tuple(p.shape) for name, p in Decoder(config).named_parameters()}
     for name, place in places.items():
@@ -258,44 +232,3 @@ def copy_rows(parameter: Tensor, place: Place, source: Any) -> None:
     if start < stop:
         rows = source[start - place.start : stop - place.start]
         local[start - first_row : stop - first_row].copy_(rows)
-
-
-class _ShardWriter:
-    """Collects tensors and writes safetensors files of bounded size, with an index of several, into a new folder."""
-
-    def __init__(self, folder: Path, max_bytes: int):
-        self.folder, self.max_bytes = folder, max_bytes
-        self.pending: dict[str, Tensor] = {}
-        self.written: list[list[str]] = []
-        self.bytes = self.total = 0
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        if self.pending and self.bytes + tensor.nbytes > self.max_bytes:
-            self._flush()
-        self.pending[name] = tensor
-        self.bytes += tensor.nbytes
-
-    def finish(self) -> None:
-        self._flush()
-        names = ["model.safetensors"]
-        if len(self.written) > 1:
-            names = [f"model-{i + 1:05}-of-{len(self.written):05}.safetensors" for i in range(len(self.written))]
-        for i, name in enumerate(names):
-            (self.folder / f"part-{i}").rename(self.folder / name)
-        if len(names) > 1:
-            weight_map = {key: names[i] for i, keys in enumerate(self.written) for key in keys}
-            index = {"metadata": {"total_size": self.total}, "weight_map": weight_map}
-            (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-    def _flush(self) -> None:
-        if not self.written:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-        require_space(self.folder, self.bytes + 2**20)
-        try:
-            save_file(self.pending, self.folder / f"part-{len(self.written)}", metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"{self.folder} could not be written: {error}") from None
-        self.written.append(list(self.pending))
-        self.total += self.bytes
-        self.pending, self.bytes = {}, 0

@@ -36,7 +36,8 @@ ABOUT = {
     "truncated": "share of answers cut at max_new_tokens",
     "memory_gib": "peak so far, GiB",
     "mfu": "share of the matrix products' peak in the update",
-    "occupancy": "share of sampler slots in use",
+    "occupancy": "share of sampler slots in use while samples wait",
+    "slot_use": "share of sampler slots in use in the whole rollout",
     "seconds": "of a whole step",
 }
 

@@ -46,13 +46,19 @@ class SamplerStats:
     running_steps: int = 0
     graphs: int = 0
     replayed_steps: int = 0
-    prefill_seconds: float = 0.0
+    slots: int = 0
+    used_slots: int = 0
     seconds: float = 0.0
 
     @property
     def occupancy(self) -> float:
         """Share of slots that held a running sample, averaged over the steps while samples were waiting."""
         return self.running_steps / self.slot_steps if self.slot_steps else 1.0
+
+    @property
+    def slot_use(self) -> float:
+        """Share of slots that held a running sample, averaged over all steps: low where few samples run long."""
+        return self.used_slots / (self.slots * self.steps) if self.steps else 1.0
 
 
 class Sample(NamedTuple):
@@ -97,7 +103,7 @@ class Engine:
         self.slots, self.rows = slots, rows
         self.waiting = deque(waiting)
         self.unfinished = Counter(entry.prompt for entry in waiting)
-        self.stats = SamplerStats()
+        self.stats = SamplerStats(slots=slots)
         self.graphs = None if capture is None else StepGraphs(model, capture)
         self.samples: list[Sample] = []  # by slot
         self.prompts: list[int] = []  # by row
@@ -143,6 +149,7 @@ class Engine:
     def _count(self) -> None:
         self.stats.steps += 1
         self.stats.new_tokens += len(self.samples)
+        self.stats.used_slots += len(self.samples)
         if self.waiting:
             self.stats.slot_steps += self.slots
             self.stats.running_steps += len(self.samples)
@@ -183,7 +190,6 @@ class Engine:
             if len(chosen) == free or (chosen and tokens > PREFILL_TOKENS):
                 break
             chosen.append(prompt)
-        start = time.perf_counter()
         for chunk in plan_micro_batches([len(self.prompt_ids[p]) for p in chosen], PREFILL_TOKENS):
             ids = [list(self.prompt_ids[chosen[i]]) for i in chunk]
             batch = pack([(prompt, [False] * len(prompt)) for prompt in ids]).to(self.model.device)
@@ -197,7 +203,6 @@ class Engine:
                 self.state.prompt_length_A[row] = len(places)
                 self.hidden_D[chosen[i]] = hidden_TD[places[-1]]
             self.stats.prompt_tokens += batch.tokens
-        self.stats.prefill_seconds += time.perf_counter() - start
         return bool(chosen)
 
     def _retire(self) -> Iterator[Said]:

@@ -93,7 +93,10 @@ class Sampler:
         """
         prompt_ids = [self._encode(prompt) for prompt in prompts]
         engine = self._engine(prompt_ids, params, samples_per_prompt, prompt_keys)
-        opened = [OPEN if opens_thinking(self.tokenizer.decode(ids[-8:])) else "" for ids in prompt_ids]
+        opened = [
+            OPEN if opens_thinking(self.tokenizer.decode(ids[-8:], skip_special_tokens=False)) else ""
+            for ids in prompt_ids
+        ]
         found: dict[tuple[int, int], Rollout] = {}
         total = len(prompt_ids) * samples_per_prompt
         # disable=None: a bar on a terminal only, not in a log file
@@ -199,8 +202,9 @@ class Sampler:
         """How many sample slots and prompt rows the cache gets."""
         prompts = max(len(prompt_ids), 1)
         slots = min(self.max_slots, prompts * samples)
-        needed = math.ceil(slots / samples)  # where all of a group run at the same time
-        rows = min(prompts, 2 * needed + 8)  # stragglers keep rows, and prompts are prefilled several at a time
+        rows = min(
+            prompts, slots + 8
+        )  # each slot may hold a group's last sample; prompts are prefilled several at a time
         if self.memory_gib is None:
             return slots, rows
         config = self.model.config

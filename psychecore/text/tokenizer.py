@@ -8,6 +8,7 @@ tokens that remain (only the template can have written them), and the rest is re
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from typing import Any
 import tokenizers
 
 from psychecore.text.chat import OPEN, ChatTemplate, Message, check_messages, opens_thinking, texts_in
+from psychecore.text.turns import taught_spans
 from psychecore.untrusted import MAX_JSON, read_json, within
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -100,7 +102,7 @@ class Tokenizer:
         mask: list[bool] = []
         spans, fault = [(text, False)], ""
         if not add_generation_prompt:
-            spans, fault = _spans(text, header, opened, self._stop_pattern(), disguised)
+            spans, fault = taught_spans(text, header, opened, self._stop_pattern(), disguised)
         for piece, trained in spans:
             for part, part_trained in self._cut(piece, trained):
                 if part in self.specials:
@@ -112,10 +114,14 @@ class Tokenizer:
         return Encoded(ids, mask, disguise.restore(text), fault)
 
     def save(self, folder: Path) -> None:
-        """Copy the tokenizer's files, template and generation config into an existing folder."""
+        """Copy the tokenizer's files, template and generation config into an existing folder; where there is none of
+        the latter, write one, so that others stop where this tokenizer does."""
         for name in (*FILES, GENERATION):
             if within(self.folder, name).is_file():
                 shutil.copyfile(self.folder / name, folder / name)
+        if not (folder / GENERATION).exists() and self.stop_ids:
+            raw = {"eos_token_id": sorted(self.stop_ids), "pad_token_id": self.pad_id}
+            (folder / GENERATION).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
     def _ids(self, text: str) -> list[int]:
         try:
@@ -190,7 +196,10 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
         import huggingface_hub
 
         # whoever may write to the repository may change it: its files are read as untrusted, and none is code
-        path = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*FILES, GENERATION]))  # nosec
+        try:
+            path = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*FILES, GENERATION]))  # nosec
+        except Exception as error:
+            raise FileNotFoundError(f"{name!r} is no local folder, and the hub did not give it: {error}") from error
     return Tokenizer(path)
 
 
@@ -241,58 +250,6 @@ class _Disguise:
         right = max((k for s in self._specials for k in range(1, len(s)) if core.endswith(s[:k])), default=0)
         middle = core[left : len(core) - right]
         return head + core[:left].translate(self._to) + middle + core[len(core) - right :].translate(self._to) + tail
-
-
-def _spans(
-    text: str, header: str, opened: str, stop: re.Pattern[str], messages: list[dict[str, Any]]
-) -> tuple[list[tuple[str, bool]], str]:
-    """A rendered conversation in pieces of (text, trained), an assistant's words and the stop token being trained; and
-    what is wrong with the first turn of which that can't be said.
-
-    A turn starts behind the template's generation header and ends with the first stop token. What the template itself
-    puts before the words (an empty think block, or the tag with which it asks for one) is not trained.
-    """
-    spans: list[tuple[str, bool]] = []
-    place, faults = 0, [""]
-    for number, message in enumerate(messages, 1):
-        if message["role"] != "assistant":
-            continue
-        start = text.find(header, place) if header else -1
-        if start < 0:
-            faults.append(
-                f"message {number}: the chat template opens this turn of the assistant with nothing ([INST] templates "
-                "do), or not as it opens the next, so that its words cannot be told apart"
-            )
-            break
-        start += len(header)
-        before = opened if text.startswith(opened, start) else ""
-        start += len(before)
-        end = stop.search(text, start)
-        if end is None or text.find(header, start, end.start()) >= 0:
-            faults.append(
-                f"message {number}: the chat template ends this turn of the assistant in no stop token, so the model "
-                "would not learn where to stop: give it another chat template"
-            )
-            break
-        body, words = text[start : end.start()].rstrip(), message["content"].strip()
-        trained, plain, rendered = message.get("weight", 1) != 0, _dense(words), _dense(body)
-        if plain not in (rendered, _dense(before) + rendered):
-            if words and body.endswith(words):
-                start += len(body) - len(words)  # the template put something before the words
-            elif trained and not ("tool_calls" in message and plain in rendered):
-                trained = False
-                faults.append(
-                    f"message {number}: the chat template leaves out or changes part of these words (many leave out "
-                    "thinking, of all turns or all but the last), so they would not be learnt: write them as it does, "
-                    'give the message "weight": 0, which trains nothing of it, or give the model another chat template'
-                )
-        spans += [(text[place:start], False), (text[start : end.end()], trained)]
-        place = end.end()
-    return [*spans, (text[place:], False)], "".join(faults[:2])
-
-
-def _dense(text: str) -> str:
-    return "".join(text.split())
 
 
 def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:

@@ -24,7 +24,8 @@ with atheris.instrument_imports(include=["psychecore", "cli", "jinja2"]):
 
     from psychecore.data.records import Question, read_conversations, read_questions
     from psychecore.model.config import ModelConfig
-    from psychecore.model.pretrained import INDEX, load_model
+    from psychecore.model.pretrained import load_model
+    from psychecore.model.weight_files import INDEX
     from psychecore.reward.answer import parse_answer
     from psychecore.reward.correctness import correctness_score
     from psychecore.reward.format import format_score
@@ -79,6 +80,9 @@ def folder(data: bytes) -> None:
         loaded, refusal = attempt(lambda: load_model(FOLDER))
         assert loaded is None
         assert str(FOLDER) in refusal
+        if name == "config.json":  # a single file is read without an index
+            (FOLDER / "model.safetensors").rename(FOLDER / "model-1.safetensors")
+    (FOLDER / "model-1.safetensors").rename(FOLDER / "model.safetensors")
     (FOLDER / INDEX).unlink()
     attempt(lambda: ModelConfig.from_folder(FOLDER))
 

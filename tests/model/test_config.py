@@ -99,3 +99,17 @@ def test_what_is_written_reads_back_equal() -> None:
         assert again.rope.inverse_frequencies(8).equal(config.rope.inverse_frequencies(8))
         assert again.rope.attention_factor == config.rope.attention_factor
         assert again.to_hf() == config.to_hf()
+
+
+def test_scaling_that_stands_in_two_ways_is_refused() -> None:
+    """Model cards say to add rope_scaling, and transformers 5, which writes rope_parameters, takes its theta from there."""
+    raw = ModelConfig("qwen2", 31, 8, 1, 2, 1, 4, 8, qkv_bias=True).to_hf()
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 5e5}
+    raw |= {"rope_theta": 1e4, "rope_parameters": yarn, "rope_scaling": yarn}
+    rope = ModelConfig.from_hf(raw).rope
+    assert (rope.kind, rope.factor, rope.original_max_positions, rope.theta) == ("yarn", 4.0, 32, 5e5)
+    with pytest.raises(ValueError, match="rope_parameters and rope_scaling differ"):
+        ModelConfig.from_hf(raw | {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}})
+    by_layer = {"full_attention": {"rope_type": "linear", "factor": 2.0}}
+    with pytest.raises(ValueError, match=r"differs by kind of layer \(full_attention\)"):
+        ModelConfig.from_hf(raw | {"rope_parameters": by_layer, "rope_scaling": None})

@@ -68,7 +68,7 @@ def test_a_run_leaves_its_folder_metrics_samples_and_export(finished: tuple[str,
     if recipe == "grpo":
         wanted |= {"reward", "reward_format", "reward_correct", "informative", "length", "truncated", "kl"}
         wanted |= {"clip_fraction", "mismatch"}
-        timed |= {"rollout_tokens_per_s", "update_tokens_per_s", "rollout_seconds", "occupancy"}
+        timed |= {"rollout_tokens_per_s", "update_tokens_per_s", "rollout_seconds", "occupancy", "slot_use"}
         samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
         assert len(samples) == 12
         assert any(row["informative"] > 0 and row["kl"] > 0 for row in rows)

@@ -188,6 +188,37 @@ def test_what_is_said_in_a_block_that_the_prompt_opened_begins_with_its_tag(
     opened, plain = pc.Sampler(model, tokenizer).generate(prompts, params)
     assert opened.texts == ["<think>" + tokenizer.decode(opened.rollouts[0].token_ids)]
     assert plain.texts == [tokenizer.decode(plain.rollouts[0].token_ids)]
+    # the user's own tag, behind which a template's header is special tokens and white space only
+    theirs = [
+        *tokenizer.encode("What does this tag do: <think>"),
+        tokenizer.specials["<|im_end|>"],
+        *tokenizer.encode("\n"),
+    ]
+    assert not pc.Sampler(model, tokenizer).generate([theirs], params)[0].texts[0].startswith("<think>")
+
+
+def test_every_slot_finds_a_row_though_each_holds_the_last_sample_of_a_group(
+    tiny_model: Callable[..., pc.Decoder], letter_tokenizer: Any
+) -> None:
+    sampler = pc.Sampler(tiny_model(), letter_tokenizer, max_slots=64)
+    params = pc.SamplingParams(max_new_tokens=4)
+    assert sampler._plan([[1, 2]] * 100, params, 8) == (64, 72)
+    assert sampler._plan([[1, 2]] * 60, params, 8) == (64, 60)
+    assert sampler._plan([[1, 2]] * 3, params, 8) == (24, 3)
+
+
+def test_slot_use_counts_the_steps_in_which_few_samples_run_long(
+    tiny_model: Callable[..., pc.Decoder], letter_tokenizer: Any
+) -> None:
+    sampler = pc.Sampler(tiny_model(torch.float32), letter_tokenizer, max_slots=6)
+    params = pc.SamplingParams(max_new_tokens=40, seed=2)
+    groups = sampler.generate([[3, 1, 4], [1, 5]], params, samples_per_prompt=3)
+    lengths = [len(r.token_ids) for group in groups for r in group.rollouts]
+    stats = sampler.stats
+    assert len(set(lengths)) > 1
+    # a sample's first token comes from its prompt
+    assert stats.slot_use == pytest.approx((sum(lengths) - 6) / (6 * (max(lengths) - 1)))
+    assert stats.slot_use < stats.occupancy == 1
 
 
 def test_no_prompts_give_no_groups(tiny_model: Callable[..., pc.Decoder], letter_tokenizer: Any) -> None:

@@ -73,7 +73,7 @@ class Tokenizer:
     def __init__(self, vocabulary: int):
         self.valid_ids = (True,) * vocabulary
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         return ""
 
 

@@ -147,7 +147,7 @@ class Letters:
     stop_ids = frozenset(range(6))
     valid_ids = (True,) * 61
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         return " ".join(map(str, ids))
 
 
