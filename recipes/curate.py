@@ -199,12 +199,13 @@ class Curation:
     def _rationale(self) -> None:
         config, author, prompts = self.config.rationale, self.models.author(), self._prompts("rationale")
         settings = [asdict(config), what(author), prompts.sha256]
-        self._rows(Rationale(config, author, prompts), "rest", settings, self._is_question)
+        self._rows(Rationale(config, author, prompts), "rest", settings, Question.from_row)
 
     def _dialogue(self) -> None:
         config, prompts = self.config.dialogue, self._prompts("dialogue")
-        asked = [self.config.models.author, *(self.models.options.judges[:1] if self._judges_dialogues else ())]
-        author, *judges = self.models.get(asked, "author")
+        models = self.config.models
+        judge = [(models.judges or (models.author,))[0]] if self.config.sources.judge_dialogues else []
+        author, *judges = self.models.get([models.author, *judge], "author")
         settings = [asdict(config), what(author), [what(judge) for judge in judges], prompts.sha256]
         self._rows(Dialogue(config, author, prompts, *judges), "dedupe_posts", settings)
 
@@ -242,10 +243,6 @@ class Curation:
         write_report(self.folder, self.folder / "report.html")
         print(f"report    {self.folder / 'report.html'}; to review by hand: {self.folder / 'review.html'}")
 
-    @property
-    def _judges_dialogues(self) -> bool:
-        return self.config.sources.judge_dialogues and bool(self.models.options.judges)
-
     def _rows(
         self,
         stage: Stage,
@@ -259,7 +256,11 @@ class Curation:
         if self.checking:
             Done(self.folder, stage.name, [path], settings, []).check()
             return
+        before = self.models.refused()
         self._tell(stage.name, run_stage(stage, path, self.folder, size, settings, check), started)
+        if refused := self.models.refused() - before:  # a server with more room is asked again
+            (self.folder / f"{stage.name}.done.json").unlink(missing_ok=True)
+            print(f"  a server had no room for {refused} requests; give it more, and the same command asks them again")
 
     def _whole(
         self, name: str, files: Sequence[Path], outputs: Sequence[str], settings: Any, work: Callable[[], StageCounts]
@@ -290,9 +291,6 @@ class Curation:
         if name not in self.used:
             self.used[name] = load_prompts(self.config.run.prompts / f"{name}.toml")
         return self.used[name]
-
-    def _is_question(self, row: dict[str, Any]) -> None:
-        Question.from_row(row)
 
 
 if __name__ == "__main__":

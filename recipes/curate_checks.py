@@ -8,7 +8,7 @@ from pathlib import Path
 from cli import read_toml
 from common import require
 from curate_options import CurateRecipe
-from curate_provenance import PROMPTED, source_files
+from curate_provenance import PROMPTED, benchmark_files, source_files
 
 from psychecore.curate.prompts import load_prompts
 
@@ -20,6 +20,8 @@ def check(config: CurateRecipe) -> None:
     if config.run.stage == "all":
         for name in PROMPTED:
             load_prompts(config.run.prompts / f"{name}.toml")
+        if not config.models.author:
+            raise ValueError("no model is given as author: set models.author, which writes what is asked for")
         if not config.models.selectors:
             raise ValueError("no model is given as selectors: set models.selectors, at least one answers each question")
     if config.run.stage in ("all", "select") and (given := len(config.models.selectors)):
@@ -59,6 +61,13 @@ def _check_files(config: CurateRecipe) -> None:
     for option, paths in given.items():
         for path in paths:
             require(path, option)
+            if option == "decontaminate.benchmarks" and {".json", ".jsonl"}.isdisjoint(
+                file.suffix for file in benchmark_files(path)
+            ):
+                raise ValueError(
+                    f"{path} holds no .json or .jsonl file, so nothing would be kept out of the data: --{option} takes "
+                    "these and folders of them; unpack an archive"
+                )
             if path.is_dir() and option not in ("sources.texts", "decontaminate.benchmarks"):
                 raise ValueError(f"{path} is a folder: --{option} must name a file, or be left out")
     for path in chain(*source_files(sources).values(), given["hold_out.file"]):

@@ -30,7 +30,7 @@ class ModelsOptions:
     device: Literal["auto", "cpu", "cuda"] = option("auto", "of local models; auto takes CUDA where there is one")
     slots: int = option(32, "sequences that a local model writes at a time")
     max_length: int = option(4096, "tokens of prompt and reply; a longer request gets an empty reply")
-    concurrency: int = option(16, "requests at a time to a server")
+    concurrency: int = option(16, "requests at a time to a server; at most those of run.batch_size rows")
     timeout_s: float = option(300.0, "seconds that a server has for one try")
     give_up_after_s: float = option(900.0, "seconds that a server may fail before the run ends")
 
@@ -44,6 +44,7 @@ class Models:
     def __init__(self, options: ModelsOptions, cache: Cache):
         self.options, self.cache = options, cache
         self._made: dict[str, LocalGenerator | EndpointGenerator] = {}
+        self._handed: list[CachedGenerator] = []
         check_keys(options.keys, (options.author, *options.judges, *options.selectors))
         by_name: dict[str, str] = {}
         for spec in dict.fromkeys((options.author, *options.judges, *options.selectors)):
@@ -59,7 +60,13 @@ class Models:
         for spec, made in self._made.items():
             if spec not in specs and isinstance(made, LocalGenerator):
                 made.close()
-        return [CachedGenerator(self._made[spec], self.cache) for spec in specs]
+        found = [CachedGenerator(self._made[spec], self.cache) for spec in specs]
+        self._handed += found
+        return found
+
+    def refused(self) -> int:
+        """Requests that servers had no room for: unlike a local model's, their settings are not known here."""
+        return sum(generator.refused for generator in self._handed if generator.max_length is None)
 
     def author(self) -> CachedGenerator:
         """Who writes."""

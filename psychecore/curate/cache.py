@@ -51,13 +51,14 @@ class Cache:
             return None
         self._file.seek(place)
         row = json.loads(self._file.readline())
-        return Reply(row["text"], row["logprob"])
+        return Reply(row["text"], row["logprob"], cut=row.get("cut", False))
 
     def add(self, replies: Mapping[str, Reply]) -> None:
         """Keep some replies by key; they are on the disk when this returns."""
         place, lines = self._file.seek(0, os.SEEK_END), []
         for left, (key, reply) in zip(range(len(replies) - 1, -1, -1), replies.items(), strict=True):
             row = {"key": key, "left": left, "text": reply.text, "logprob": reply.logprob}
+            row |= {"cut": True} if reply.cut else {}
             lines.append(json.dumps(row).encode() + b"\n")
             self._places[bytes.fromhex(key)] = place
             place += len(lines[-1])
@@ -85,6 +86,7 @@ class Cache:
                     type(left) is not int
                     or not isinstance(text, str)
                     or not isinstance(logprob, (int, float, type(None)))
+                    or type(row.get("cut", False)) is not bool
                 ):
                     raise TypeError(f"left {left!r:.20}, text {text!r:.40}, logprob {logprob!r:.20}")
             except (ValueError, KeyError, TypeError) as error:
@@ -104,7 +106,8 @@ class Cache:
 class CachedGenerator:
     """A generator that asks only what the cache doesn't hold, and keeps each reply as it arrives, but for refusals.
 
-    `asked` and `found` count the requests that went to the model and those that were answered from the cache. The first
+    `asked` and `found` count the requests that went to the model and those that were answered from the cache, `refused`
+    those that had no room. The first
     time that the cache answers, a line on stderr says so: what a server calls a model may have become another one.
     """
 
@@ -112,7 +115,7 @@ class CachedGenerator:
         self.generator, self.cache, self.name = generator, cache, generator.name
         self.identity: str = getattr(generator, "identity", generator.name)
         self.max_length: int | None = getattr(generator, "max_length", None)  # of prompt and reply, of a local model
-        self.asked = self.found = 0
+        self.asked = self.found = self.refused = 0
         self._told = False
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
@@ -136,6 +139,7 @@ class CachedGenerator:
         replies = [refused.get(key) or self.cache.get(key) for key in keys]
         if unanswered := [number for number, reply in enumerate(replies) if reply is None]:
             raise RuntimeError(f"generator {self.name!r} left {len(unanswered)} of {len(requests)} requests unanswered")
+        self.refused += len(refused)
         if refused:
             room = f" within max_length {self.max_length}" if self.max_length else ""
             tqdm.write(f"{self.name}: no room{room} for {len(refused)} of {len(asked)} requests", file=sys.stderr)

@@ -13,11 +13,12 @@ same as cleaning once. A text that has not settled after 8 passes (markup nested
     contacts        e-mail; mobile numbers (China, also with +86), land lines with area code and hyphen, 400 and 800
                     numbers, North American ones, +country ones; 18-digit identity numbers; ids of WeChat, QQ,
                     WhatsApp and Telegram after that name; @handles. Left: short numbers (12356, 988), public crisis
-                    lines (noise.HOTLINES)
+                    lines (helplines.py)
     emoji           emoji, [微笑] and :smile: codes; :-) ;) ^_^ T_T -_- (╯°□°)╯ and their like. Left: 8:30, A:B, (1),
                     "Answer:D", a bracket that closes one; TAT, <3, XD, =), 8), which may mean something else
     advertisements  sentences and lines with an advertising phrase (follow our account, scan the code, click here, 20%
-                    off). Left: psychology of advertising, since the bare words don't matter
+                    off), but for ready questions, of which they may be the case. Left: psychology of advertising,
+                    since the bare words don't matter
     repetition      ！！！ to ！, ???? to ?, ...... to ... or ……, decorative runs of = ~ * -; a sentence or line that
                     stood before (of 16 units or more anywhere, of 4 or more right after itself). Left: ……, ——, ____
     punctuation     half-width marks in Chinese text, full-width marks in English (typography.set_punctuation). Left:
@@ -43,7 +44,14 @@ from psychecore.curate.noise import (
     without_markup,
 )
 from psychecore.curate.stage import Outcome, Rejection
-from psychecore.curate.typography import fold_characters, language_of, length_of, set_punctuation, set_spaces
+from psychecore.curate.typography import (
+    OTHER_SCRIPT,
+    fold_characters,
+    language_of,
+    length_of,
+    set_punctuation,
+    set_spaces,
+)
 
 PASSES = 8
 KINDS = {  # by the key that marks a kind of row: the fields that are cleaned
@@ -52,6 +60,7 @@ KINDS = {  # by the key that marks a kind of row: the fields that are cleaned
     "post": ("post", "reply"),
     "messages": ("messages",),
 }
+BLANK = re.compile(r"(?<=[^\W\d_] )-{4,}")  # to be filled in, in a question; elsewhere decoration
 DOTS = re.compile(r"\.{4,}|…{2,}|。{3,}|(?<=。)…+|…+(?=。)")
 RUNS = [
     (re.compile(r"^[，。、；,;]+ ?(?!\.)", re.M), ""),  # what was before it has been taken out
@@ -114,7 +123,7 @@ class Clean:
         cleaned: dict[str, Any] = {}
         for name in present:
             try:
-                cleaned[name] = _clean_value(row[name], language)
+                cleaned[name] = _clean_value(row[name], language, "question" in row)
             except Unsettled as error:
                 return _reject(row, "never_settles", f"{name}: {error}")
             for before, after in zip(_texts(row[name]), _texts(cleaned[name]), strict=True):
@@ -122,6 +131,9 @@ class Clean:
                     return _reject(row, "empty", f"nothing is left of {name} {before!r:.60}")
         whole = "\n".join(text for name in present for text in _texts(cleaned[name]))
         found, length = language_of(whole), length_of(whole)
+        if found == "other" and language == "en" and "options" in cleaned:  # which may be lists of terms
+            stem = "\n".join(text for name in present if name != "options" for text in _texts(cleaned[name]))
+            found = "other" if OTHER_SCRIPT.search(whole) else language_of(stem, least=1)
         if found not in self.config.languages:
             return _reject(row, "wrong_language", f"{found or 'no letters'}, but only {self.config.languages} may pass")
         if found != language:
@@ -133,17 +145,20 @@ class Clean:
         return Outcome([row | cleaned | {"language": language}], [])
 
 
-def clean_text(text: str, language: str | None = None) -> str:
-    """The text after all rules; `language` decides the punctuation, found anew in each pass where it is None.
+def clean_text(text: str, language: str | None = None, question: bool = False) -> str:
+    """The text after all rules; `language` decides the punctuation, found anew in each pass where it is None. An
+    exam `question` may speak in an advertisement's words, and "----" is a blank in it.
 
     clean_text(clean_text(x)) == clean_text(x) for every x. Raises Unsettled where 8 passes do not reach an end.
 
         >>> clean_text("今天好难过!!!😭加微信:abc12345,详见https://a.cn/x 。")
         '今天好难过！详见。'
     """
+    if question:
+        text = BLANK.sub("____", text)
     for _ in range(PASSES):
         before = text
-        text = _one_pass(text, language)
+        text = _one_pass(text, language, question)
         if text == before:
             return text
     raise Unsettled(f"still changes after {PASSES} passes: {text!r:.60}")
@@ -175,10 +190,10 @@ def without_repetition(text: str, language: str | None = None) -> str:
     return "".join(kept)
 
 
-def _one_pass(text: str, language: str | None) -> str:
+def _one_pass(text: str, language: str | None, question: bool) -> str:
     text = without_markup(fold_characters(text))
     text = without_contacts(without_links(text))
-    text = without_advertisements(without_emoji(text))
+    text = without_emoji(text) if question else without_advertisements(without_emoji(text))
     language = language or language_of(text)
     text = without_repetition(text, language)
     return set_spaces(set_punctuation(text, language))
@@ -196,12 +211,12 @@ def _texts(value: Any) -> list[str]:
     return [value]
 
 
-def _clean_value(value: Any, language: str | None) -> Any:
+def _clean_value(value: Any, language: str | None, question: bool) -> Any:
     if isinstance(value, dict):
-        return {key: clean_text(text, language) for key, text in value.items()}
+        return {key: clean_text(text, language, question) for key, text in value.items()}
     if isinstance(value, list):
-        return [message | {"content": clean_text(message["content"], language)} for message in value]
-    return clean_text(value, language)
+        return [message | {"content": clean_text(message["content"], language, question)} for message in value]
+    return clean_text(value, language, question)
 
 
 def _reject(row: dict[str, Any], reason: str, detail: str) -> Outcome:

@@ -78,14 +78,18 @@ class Benchmarks:
         for number, item in enumerate(items):
             self._keys.setdefault(item.key, []).append(number)
         shared = Counter(item.stem.tobytes() for item in {item.key: item for item in items}.values())
+
+        def own(item: Shingles) -> bool:
+            """Whether its stem is a question, not a form such as "which is right?" that several items have. A long one
+            without a case may stand twice: benchmarks share items, with options of their own."""
+            twice = len(item.stem) >= config.least_shingles and not item.context_key
+            return shared[item.stem.tobytes()] <= (2 if twice else 1)
+
         self._stems = {  # from 8 Chinese characters or 7 words
-            item.stem.tobytes(): number
-            for number, item in enumerate(items)
-            if len(item.stem) >= 6 and shared[item.stem.tobytes()] == 1
+            item.stem.tobytes(): number for number, item in enumerate(items) if len(item.stem) >= 6 and own(item)
         }
         questions = [
-            item.stem if len(item.stem) >= config.least_shingles and shared[item.stem.tobytes()] == 1 else item.body
-            for item in items
+            item.stem if len(item.stem) >= config.least_shingles and own(item) else item.body for item in items
         ]
         cases = {item.context_key: (number, item.context) for number, item in enumerate(items) if item.context_key}
         order = {key: at for at, key in enumerate(cases)}

@@ -83,6 +83,7 @@ class _Case:
     risk: str | None
     names: frozenset[str] = frozenset()  # that stood in either
     rewrite: str = ""
+    cut: bool = False
     fault: Fault | None = None
 
     def outcome(self) -> Outcome:
@@ -125,6 +126,8 @@ class Dialogue:
                 case.fault = rewrite_fault(
                     case.post, case.reply, case.rewrite, case.risk, case.language, self.config, case.names
                 )
+                if case.cut and not case.fault:
+                    case.fault = Fault("cut_off", f"max_new_tokens ended it at {case.rewrite[-40:]!r}")
             self._judge([case for case in waiting if not case.fault], attempt)
             waiting = [case for case in waiting if case.fault]
         return [case.outcome() for case in cases]
@@ -139,7 +142,7 @@ class Dialogue:
             )
         replies = self.generator.generate(requests) if requests else []
         for case, reply in zip(cases, replies, strict=True):
-            case.rewrite = clean_rewrite(reply.text)
+            case.rewrite, case.cut = clean_rewrite(reply.text), reply.cut
 
     def _judge(self, cases: list[_Case], attempt: int) -> None:
         """Let the judge read what the rules let through; a verdict that can't be read rejects."""

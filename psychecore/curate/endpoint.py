@@ -162,7 +162,8 @@ class EndpointGenerator:
             logprob = sum(token.logprob for token in logprobs.content) if logprobs else None
         except (AttributeError, LookupError, TypeError) as error:
             raise ValueError(f"no chat completion ({error})") from None
-        return Reply(text.encode("utf-8", "replace").decode(), logprob)
+        cut = getattr(choice, "finish_reason", None) == "length"
+        return Reply(text.encode("utf-8", "replace").decode(), logprob, cut=cut)
 
     def _safe(self, text: str) -> str:
         """The text without the key, which a server may have put into its error."""

@@ -42,12 +42,13 @@ class Reply:
     """What it said; `logprob` is the sum over its tokens (nats), where it is known.
 
     `refused`: the model can't take the request, since it is too long for it; the text is empty then. A cache keeps no
-    such reply: another max_length, or another setting of the server, may make room.
+    such reply: another max_length, or another setting of the server, may make room. `cut`: it ended at max_new_tokens.
     """
 
     text: str
     logprob: float | None
     refused: bool = False
+    cut: bool = False
 
 
 class Generator(Protocol):
@@ -174,7 +175,7 @@ class LocalGenerator:
         groups = self.load().generate([prompts[number] for number in fitting], params, prompt_keys=keys)
         for number, group in zip(fitting, groups, strict=True):
             rollout = group.rollouts[0]
-            replies[number] = Reply(rollout.text, sum(rollout.logprobs))
+            replies[number] = Reply(rollout.text, sum(rollout.logprobs), cut=rollout.finish_reason == "length")
         return replies
 
 

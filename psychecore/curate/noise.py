@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import re
 
+from psychecore.curate.helplines import is_help_line
 from psychecore.curate.typography import HAN
 
 TAGS = (
@@ -58,12 +59,9 @@ EMAIL = re.compile(
 PHONE = re.compile(
     r"(?:(?:电话|手机|热线|联系方式|tel|phone|call me (?:at|on))(?:号码|号)?\s{0,3}[:：]?\s{0,3})?"
     r"(?<![\dA-Za-z.\-])(?:(?:\+?86[- ]?)?1[3-9]\d[- ]?\d{4}[- ]?\d{4}|[48]00[- ]?\d{3}[- ]?\d{4}|0\d{2,3}[- ]\d{7,8}|"
-    r"(?:\+?1[-. ])?(?:\(\d{3}\) ?|\d{3}[-.])\d{3}[-.]\d{4}|\+\d{1,3}(?:[ .\-]?\d{2,5}){2,5})(?![\dA-Za-z]|[.\-]\d)",
+    r"(?:\+?1[-. ])?(?:\(\d{3}\) ?|\d{3}[-.])\d{3}[-.]\d{4}|"
+    r"\+(?=\d(?:[ \-]?\d){7,14}(?!\d))\d{1,3}(?:[ \-]?\d{2,5}){2,5})(?![\dA-Za-z]|[.\-]\d)",
     re.I,
-)
-# Public crisis lines stay: a reply to a person at risk should name one.
-HOTLINES = frozenset(
-    ["4001619995", "01082951332", "8008101117", "8002738255", "18002738255", "18006624357", "8006624357", "02164383562"]
 )
 IDENTITY = re.compile(
     r"(?<![\dA-Za-z])[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?![\dA-Za-z])"
@@ -167,7 +165,7 @@ def without_links(text: str) -> str:
 def without_contacts(text: str) -> str:
     """E-mail addresses, telephone and identity-card numbers, messenger ids and @handles go."""
     text = MESSENGER.sub("", EMAIL.sub("", text))
-    text = PHONE.sub(lambda match: match[0] if re.sub(r"\D", "", match[0]) in HOTLINES else "", IDENTITY.sub("", text))
+    text = PHONE.sub(lambda m: m[0] if is_help_line(m.string, *m.span()) else "", IDENTITY.sub("", text))
     return HANDLE.sub("", text)
 
 

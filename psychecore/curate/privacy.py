@@ -2,7 +2,8 @@
 
 Names are found where a text gives them away: after "my name is", a title, a greeting or a relation ("my son Tim"), in
 a signature, with letters of a degree, or as one of the commonest given names; in Chinese after 我叫, and as a surname
-with a title or with 小. A rarer name that only stands in a sentence is not seen. Public help lines are no contact data.
+with a title or with 小. A rarer name that only stands in a sentence is not seen. Public help lines (helplines.py) are
+no contact data.
 """
 
 from __future__ import annotations
@@ -11,31 +12,10 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from psychecore.curate.helplines import is_help_line
 from psychecore.curate.wording import patterns
 
 PLACEHOLDERS = {"en": {"name": "[name]", "contact": "[contact]"}, "zh": {"name": "某某", "contact": "[联系方式]"}}
-HELP_NUMBERS = frozenset(
-    [
-        "988",
-        "911",
-        "999",
-        "112",
-        "110",
-        "120",
-        "119",
-        "116123",
-        "741741",
-        "12356",
-        "12338",
-        "12355",
-        "12345",
-        "4001619995",
-        "8007997233",
-        "8002738255",
-        "18002738255",
-        "18007997233",
-    ]
-)
 
 
 class Private(NamedTuple):
@@ -132,7 +112,7 @@ def private_data(text: str, known: Iterable[str] = ()) -> list[Private]:
         is_number = not re.search("[A-Za-z@\u4e00-\u9fff]", match[0])
         if re.fullmatch(r"(?:19|20)\d\d\D+(?:19|20)\d\d", match[0]):
             continue  # a span of years
-        if not is_number or (len(digits) >= 7 and digits not in HELP_NUMBERS):
+        if not is_number or (len(digits) >= 7 and not is_help_line(text, *match.span())):
             found.append(Private("contact", match[0], match.start(), match.end()))
     named = list(_NAME.finditer(text))
     for match in named:

@@ -45,10 +45,9 @@ class QuestionsConfig:
     """What is asked for and what is let through; lengths are in characters, `min_span` without spaces.
 
     `count` questions a passage and request, `multiple` of them with several right options; `samples` requests a passage
-    (above 1 needs a temperature), of which together at most `count * samples` questions are kept. A question has
-    `min_options` options or more, a stem of at most `max_stem` and options of at most `max_option`; a passage of more
-    than `max_passage` is rejected. `keep_referring` lets questions pass that speak of "the passage". `temperature`,
-    `seed` and `max_new_tokens` are of a reply. Raises ValueError.
+    (above 1 with a temperature), together at most `count * samples` questions, each of at least `min_options` options
+    and at most `max_stem` and `max_option` long, on a passage of at most `max_passage`. `keep_referring` lets options
+    pass that refer to others. `temperature`, `seed` and `max_new_tokens` are of a reply. Raises ValueError.
     """
 
     count: int = 4
@@ -75,9 +74,7 @@ class QuestionsConfig:
         if not self.temperature >= 0:
             raise ValueError(f"questions.temperature is {self.temperature}, but must be 0 or more")
         if self.samples > 1 and self.temperature == 0:
-            raise ValueError(
-                f"questions.samples is {self.samples} at temperature 0: all would be equal; raise it or ask once"
-            )
+            raise ValueError(f"questions.samples is {self.samples} at temperature 0: all would be equal")
 
 
 class Questions:

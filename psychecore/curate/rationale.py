@@ -66,7 +66,8 @@ class RationaleConfig:
 
 
 class Trial(NamedTuple):
-    """What one prompt gave. `fault` is "" for a right answer with a usable rationale, else a code for why not."""
+    """What one prompt gave. `fault` is "" for a right answer with a usable rationale, else a code for why not, such as
+    cut_off where max_new_tokens ended the reply."""
 
     rationale: str
     answer: str | None
@@ -158,7 +159,7 @@ class Rationale:
         replies = self.generator.generate(requests) if requests else []
         for search, candidate, reply in zip(searches, candidates, replies, strict=True):
             trial = read_trial(reply.text, search.question, self.config.min_rationale, self.config.max_rationale)
-            search.note(number, candidate, trial)
+            search.note(number, candidate, trial._replace(fault=trial.fault or "cut_off" * reply.cut))
 
     def _propose(self, searches: list[_Search], number: int) -> list[str]:
         """A candidate prompt for each question, cleaned, not yet checked."""

@@ -24,6 +24,7 @@ from psychecore.curate.typography import language_of
 from psychecore.data.records import Question, read_jsonl
 from psychecore.untrusted import parse_json
 
+STAGE_NOTES = ("quality", "review", "rationale_history", "answers")  # what stages write, and would find there
 SUFFIXES = (".txt", ".md", ".jsonl")
 _HEADING = re.compile(r"#{1,6} ")
 POST_KEYS = {
@@ -113,7 +114,10 @@ def read_posts(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_given(path: Path, limit: int = 0) -> Iterator[dict[str, Any]]:
-    """Ready questions with whatever notes they carry, marked "given"; raises ValueError with file and line."""
+    """Ready questions with whatever notes they carry, but for those of an earlier curation, marked "given".
+
+    Raises ValueError with file and line.
+    """
     for count, (number, row) in enumerate(read_jsonl(path)):
         if limit and count == limit:
             return
@@ -124,7 +128,8 @@ def read_given(path: Path, limit: int = 0) -> Iterator[dict[str, Any]]:
         words = " ".join([question.question, *question.options.values()])
         if not row.get("language") and language_of(words) == "zh":
             question = replace(question, language="zh")
-        yield {**row, **question.to_row(), "given": True}
+        notes = {key: value for key, value in row.items() if key not in STAGE_NOTES}
+        yield {**notes, **question.to_row(), "given": True}
 
 
 def _passages(text: str, row: dict[str, Any], name: str, file: str, config: PassageConfig) -> Iterator[dict[str, Any]]:

@@ -62,11 +62,11 @@ FUNCTION_WORDS = frozenset(
 )
 
 
-def language_of(text: str) -> str | None:
+def language_of(text: str, least: int = 20) -> str | None:
     """ "zh" or "en", "other" for any other language, None without letters.
 
     Chinese: at least a third of the units (Chinese characters, and words of other scripts) are Chinese characters.
-    English: Latin letters, and in texts of 20 words or more at least one word in eight a common English one.
+    English: Latin letters, and in texts of `least` words or more at least one word in eight a common English one.
     """
     han, words = len(ANY_HAN.findall(text)), WORD.findall(text)
     if not han and not words:
@@ -76,7 +76,7 @@ def language_of(text: str) -> str | None:
     if 3 * han >= han + len(words):
         return "zh"
     common = sum(1 for word in words if word.lower() in FUNCTION_WORDS)
-    return "other" if len(words) >= 20 and 8 * common < len(words) else "en"
+    return "other" if len(words) >= least and 8 * common < len(words) else "en"
 
 
 def length_of(text: str) -> int:

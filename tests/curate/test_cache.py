@@ -121,7 +121,9 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
         Cache(tmp_path / "cache")
 
 
-@pytest.mark.parametrize("change", [{"text": None}, {"text": 5}, {"left": "0"}, {"left": True}, {"logprob": "x"}])
+@pytest.mark.parametrize(
+    "change", [{"text": None}, {"text": 5}, {"left": "0"}, {"left": True}, {"logprob": "x"}, {"cut": 1}]
+)
 def test_a_row_that_is_no_reply_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
     row = {"key": "00", "left": 0, "text": "x", "logprob": None}
     (tmp_path / "cache").write_text(json.dumps(row) + "\n")
@@ -137,3 +139,12 @@ def test_two_runs_cannot_share_a_cache(tmp_path: Path) -> None:
         Cache(tmp_path / "cache")
     cache.close()
     Cache(tmp_path / "cache").close()
+
+
+def test_what_was_cut_is_known_to_be_so_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    cache.add({"00": Reply("half a", None, cut=True), "01": Reply("whole.", None)})
+    cache.close()
+    again = Cache(tmp_path / "cache")
+    assert [again.get(key) for key in ("00", "01")] == [Reply("half a", None, cut=True), Reply("whole.", None)]
+    again.close()

@@ -439,3 +439,44 @@ def test_pceb_loses_its_compatibility_glyphs_and_no_word(shared_folder: Path) ->
 )
 def test_the_language_is_found(text: str, language: str | None) -> None:
     assert language_of(text) == language
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        "A store announces a limited-time offer so that people hurry. Which principle of persuasion is this?",
+        "A gym gives every visitor a free trial. Which technique does it use, so that people say yes to more later?",
+        "某商家打出“限时优惠，仅此一天”的广告，很多人立即购买。这利用了什么原理？",
+        "The correlation was r = +0.4512 in the sample, and it rose by +10000 points. Is it a strong one?",
+        "The tendency to notice what fits a belief is called ____.",
+    ],
+)
+def test_a_question_keeps_its_case_its_numbers_and_its_blank(stem: str) -> None:
+    row = {"id": "q", "question": stem, "options": {"A": "Scarcity", "B": "Reciprocity"}}
+    if "原理" in stem:
+        row["options"] = {"A": "稀缺性原理", "B": "互惠性原理"}
+    [outcome] = Clean(CleanConfig(least=1)).batch([row])
+    assert outcome.kept[0]["question"] == stem
+    [outcome] = Clean(CleanConfig(least=1)).batch([row | {"question": stem.replace("____", "----")}])
+    assert outcome.kept[0]["question"] == stem
+    advertised = "I feel low. Limited-time offer! Click here. I cannot sleep."
+    assert clean_text(advertised, "en") == "I feel low. I cannot sleep."
+
+
+def test_lists_of_terms_as_options_leave_a_question_english() -> None:
+    lists = ["Openness, conscientiousness, extraversion, agreeableness, neuroticism",
+             "Oral, anal, phallic, latency, genital", "Sanguine, choleric, melancholic, phlegmatic, mixed",
+             "Dominance, influence, steadiness, compliance, patience"]  # fmt: skip
+    row = {
+        "id": "q",
+        "question": "Which traits make up the Big Five?",
+        "options": dict(zip("ABCD", lists, strict=True)),
+    }
+    [outcome] = Clean(CleanConfig(least=1)).batch([row | {"language": "en"}])
+    assert outcome.kept[0]["language"] == "en"
+    german = {
+        "question": "Welche Merkmale gehören zum Modell der großen Fünf?",
+        "options": dict(zip("ABCD", (words.replace("ness", "heit") for words in lists), strict=True)),
+    }
+    [outcome] = Clean(CleanConfig(least=1)).batch([row | german | {"language": "en"}])
+    assert [one.reason for one in outcome.rejected] == ["wrong_language"]

@@ -313,9 +313,26 @@ def test_a_row_that_only_shares_the_subject_stays(benchmarks: Benchmarks, row: d
     assert benchmarks.find(shingle(row_parts(row))) is None
 
 
+def test_a_question_that_two_benchmarks_hold_is_found_as_if_one_held_it(tmp_path: Path) -> None:
+    stem = "关于阳性强化法在行为治疗之中的应用，正确的说法包括"
+    files = []
+    for name, options in (("one", ("及时强化", "事先约定")), ("two", ("由他人评定", "逐步撤除奖励"))):
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps([question(name, stem, *options)]), encoding="utf-8")
+    mine = shingle(row_parts(question("mine", stem, "奖励要有吸引力", "目标要具体可行")))
+    for held in (files[:1], files[1:], files):
+        found = Benchmarks(DecontaminateConfig(benchmarks=tuple(map(str, held)))).find(mine)
+        assert found is not None
+        assert found[0] == "benchmark_exact"
+
+
 def test_a_form_that_several_items_share_is_no_benchmark_question_by_itself(tmp_path: Path) -> None:
     stem = "关于心理学的研究方法，下列各种说法之中正确的一项是"
-    items = [question("1", stem, "观察法最早", "实验法最准"), question("2", stem, "问卷便于统计", "访谈便于深入")]
+    items = [
+        question("1", stem, "观察法最早", "实验法最准"),
+        question("2", stem, "问卷便于统计", "访谈便于深入"),
+        question("3", stem, "测验要有常模", "个案要有记录"),
+    ]
     (tmp_path / "exam.json").write_text(json.dumps(items), encoding="utf-8")
     index = Benchmarks(DecontaminateConfig(benchmarks=(str(tmp_path / "exam.json"),)))
     assert (

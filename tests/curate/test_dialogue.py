@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from growth import growth
 
 from psychecore.curate.additions import added_claims
 from psychecore.curate.advice import advice_sentences, lost_advice
+from psychecore.curate.clean import clean_text
 from psychecore.curate.dialogue import Dialogue, DialogueConfig, clean_rewrite, verdict_fault
 from psychecore.curate.empathy import understanding
 from psychecore.curate.generator import Reply, Request
@@ -491,3 +494,31 @@ def test_names_and_contacts_are_looked_for_in_linear_time(piece: str) -> None:
 )
 def test_advice_that_is_turned_round_is_lost(rewrite: str) -> None:
     assert lost_advice("Go to bed at ten every day.", rewrite, 0.5)
+
+
+def test_a_rewrite_that_was_cut_is_asked_for_again_and_never_kept() -> None:
+    class Cut(Scripted):
+        def generate(self, requests: Sequence[Request]) -> list[Reply]:
+            return [replace(reply, cut=requests[0].sample < 1) for reply in super().generate(requests)]
+
+    for attempts, kept in ((1, 0), (2, 1)):
+        stage = Dialogue(DialogueConfig(attempts=attempts), Cut(lambda request: GOOD), PROMPTS)
+        [outcome] = stage.batch([POST])
+        assert len(outcome.kept) == kept
+        assert [one.reason for one in outcome.rejected] == ["cut_off"] * (1 - kept)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["the National Domestic Violence Hotline at 1-800-799-7233", "the SAMHSA helpline, 1-800-662-4357",
+     "RAINN at 1-800-656-4673", "the Texas Crisis Hotline at 800-989-6884", "心理援助热线：010-82951332",
+     "生命热线 400-821-1215", "Childhelp, 1-800-422-4453"],
+)  # fmt: skip
+def test_the_number_of_a_help_line_stays_in_cleaning_and_in_dialogues(line: str) -> None:
+    text = f"You could call {line}, today."
+    assert clean_text(text, "en") == text or "：" in text
+    assert re.sub(r"\D", "", line) in re.sub(r"\D", "", clean_text(text, "en"))
+    assert not [one for one in private_data(text) if one.kind == "contact"]
+    private = "You could call me at 212-555-0147 today."
+    assert "0147" not in clean_text(private, "en")
+    assert private_data(private)

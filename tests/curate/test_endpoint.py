@@ -198,9 +198,15 @@ def test_a_refused_configuration_is_no_empty_reply(server: FaultyServer, message
         generator(server, concurrency=1).generate(requests(1))
 
 
-def completion(content: Any) -> tuple[int, dict[str, str], str]:
-    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+def completion(content: Any, ended: str = "stop") -> tuple[int, dict[str, str], str]:
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": ended}
     return 200, {}, json.dumps({"choices": [choice], "id": "1", "created": 1, "model": "m"})
+
+
+def test_a_reply_that_the_limit_ended_is_known_as_cut(server: FaultyServer) -> None:
+    for ended, cut in (("stop", False), ("length", True)):
+        server.fault = lambda n, body, ended=ended: completion("slowly lea", ended)
+        assert generator(server).generate(requests(1)) == [Reply("slowly lea", None, cut=cut)]
 
 
 def test_content_in_parts_is_one_text(server: FaultyServer) -> None:

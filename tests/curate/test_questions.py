@@ -177,6 +177,9 @@ OPTIONS = {"A": "Shaping", "B": "B. F. Skinner", "C": "Extinction", "D": "A rest
         ("(A) and (C)", "AC"), ("A, C, and D", "ACD"), ("A. Shaping; C. Extinction", "AC"), ("A & C", "AC"),
         ("A. Shaping\nC. Extinction", "AC"), ("A. Shaping\nC. It is wrong because", "A"), ("A；C", "AC"), ("E", "E"),
         ("A. Extinction", ""), ("A rewarded response", ""), ("a bad one", ""), ("", ""), ("one of A-D", ""), ("1", ""),
+        ("A. Shaping or B. B. F. Skinner", ""), ("A, but C is also right", ""), ("A is wrong, C", ""),
+        ("A不对，选C", ""),
+        ("C, not A", "C"), ("C. Extinction, or the end of reinforcement", "C"),
         ("the letter", ""), ("A or C", ""), ("ABCX", ""), ("C\0A", ""), ("C\0C", "C"),
     ],
 )  # fmt: skip

@@ -358,3 +358,13 @@ def test_the_rationales_written_are_questions_that_can_be_read(tmp_path: Path) -
     assert (counts.read, counts.kept) == (1, 1)
     [question] = read_questions(tmp_path / "rationale.jsonl")
     assert question.rationale == f"{WHY}, round 2."
+
+
+def test_a_rationale_that_was_cut_is_none() -> None:
+    class Cut(Scripted):
+        def generate(self, requests: Sequence[Request]) -> list[Reply]:
+            return [replace(reply, cut=True) for reply in super().generate(requests)]
+
+    [outcome] = run(Cut(by_round(*4 * [GOLD.answer]), numbered))
+    assert outcome.kept == []
+    assert {entry["fault"] for entry in outcome.rejected[0].row["rationale_history"]} == {"cut_off"}

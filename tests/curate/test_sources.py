@@ -149,3 +149,12 @@ def test_ready_questions_keep_their_notes_and_are_marked(tmp_path: Path) -> None
     (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
     (found,) = read_given(tmp_path / "q.jsonl")
     assert (found["passage_id"], found["given"], found["language"]) == ("p", True, "en")
+
+
+def test_what_an_earlier_curation_noted_does_not_come_back(tmp_path: Path) -> None:
+    row = {"id": "q", "question": "Which?", "options": {"A": "x", "B": "y"}, "answer": "A", "kind": "single"}
+    notes = {"answers": {"one": []}, "quality": {"mean": 5}, "review": {"decision": "accept"}, "rationale_history": []}
+    (tmp_path / "select.jsonl").write_text(json.dumps(row | notes | {"mine": 1}) + "\n", "utf-8")
+    [found] = read_given(tmp_path / "select.jsonl")
+    assert found.keys().isdisjoint(notes)
+    assert found["mine"] == 1

@@ -102,7 +102,7 @@ def test_what_is_written_reads_back_equal() -> None:
 
 
 def test_scaling_that_stands_in_two_ways_is_refused() -> None:
-    """Model cards say to add rope_scaling, and transformers 5, which writes rope_parameters, takes its theta from there."""
+    """Model cards say to add rope_scaling to what transformers 5 writes, which then forgets theta."""
     raw = ModelConfig("qwen2", 31, 8, 1, 2, 1, 4, 8, qkv_bias=True).to_hf()
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 5e5}
     raw |= {"rope_theta": 1e4, "rope_parameters": yarn, "rope_scaling": yarn}

@@ -258,6 +258,11 @@ def test_a_role_without_a_model_says_which_option_is_missing(place: Path) -> Non
         (["--hold_out.file={place}/none.jsonl"], r"none.jsonl does not exist: --hold_out.file"),
         (["--run.prompts={place}"], r"questions.toml"),
         (["--models.selectors="], r"models.selectors"),
+        (["--models.author="], r"models.author"),
+        (
+            ["--decontaminate.benchmarks={place}/zipped"],
+            r"zipped holds no .json or .jsonl file, so nothing would be kept",
+        ),
         (["--divide.selectors_needed=3"], r"selectors_needed is 3 of 2 models.selectors"),
         (["--divide.samples_needed=2"], r"samples_needed 2 of 1 select.samples"),
     ],
@@ -268,6 +273,8 @@ def test_what_must_fail_later_is_refused_before_anything_is_touched(
     (place / "out").mkdir()
     (place / "out" / "config.toml").write_text("[sources]\n")  # an earlier curation's
     (place / "out" / "posts.jsonl").write_text((place / "posts.jsonl").read_text("utf-8"), "utf-8")
+    (place / "zipped").mkdir()
+    (place / "zipped" / "cpsyexam.zip").touch()
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         curate.main(recipe(place, *(flag.format(place=place) for flag in flags)))
@@ -307,6 +314,52 @@ def test_another_max_length_and_fewer_selectors_leave_nothing_of_before(
     curate.main(recipe(place, "--models.max_length=5000", "--models.selectors=one"))
     assert (place / "out" / "rationale.done.json").read_bytes() != before
     assert not list((place / "out").glob("select_1*"))
+
+
+def test_a_server_that_refused_is_asked_again_by_the_same_command(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A local model's room is known, and another max_length runs its stages anew; a server's is not."""
+
+    class Server(Scripted):
+        room, asked = False, 0
+
+        def generate_each(self, requests: Sequence[Request], arrived: Arrived) -> None:
+            Server.asked += len(requests)
+            tight = [n for n, one in enumerate(requests) if not Server.room and "counsellor" in str(one.messages)]
+            arrived({n: Reply("", None, refused=True) for n in tight})
+            rest = [n for n in range(len(requests)) if n not in tight]
+            super().generate_each(
+                [requests[n] for n in rest], lambda said: arrived({rest[n]: r for n, r in said.items()})
+            )
+
+    monkeypatch.setattr(curate_models, "make_generator", lambda spec, options: Server(spec))
+    curate.main(recipe(place))
+    assert "a server had no room for" in capsys.readouterr().out
+    refused = (place / "out" / "dialogue.jsonl").read_bytes()
+    Server.room, before = True, Server.asked
+    curate.main(recipe(place))
+    assert Server.asked > before
+    assert (place / "out" / "dialogue.jsonl").read_bytes() != refused
+    before = Server.asked
+    curate.main(recipe(place))
+    assert Server.asked == before
+    assert "no room" not in capsys.readouterr().out
+
+
+def test_the_author_judges_dialogues_where_nobody_else_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+
+    class Judging(Scripted):
+        def say(self, request: Request) -> str:
+            if request.max_new_tokens == 128:
+                heard.append(self.name)
+                return "ADVICE: yes\nADDED: no\nFEELING: yes"
+            return super().say(request)
+
+    monkeypatch.setattr(curate_models, "make_generator", lambda spec, options: Judging(spec))
+    curate.main(recipe(place, "--sources.judge_dialogues=true"))
+    assert set(heard) == {"author"}
 
 
 def test_an_unknown_stage_is_refused(place: Path) -> None:
