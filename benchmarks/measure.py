@@ -22,11 +22,11 @@ MODEL = Path(__file__).resolve().parents[1] / ".models" / "SmolLM2-135M-Instruct
 
 
 def named(name: str, dtype: torch.dtype, device: torch.device) -> str:
-    """What a result's file is called: a GPU's stands beside a CPU's, and those of a CPU without bf16, one a dtype."""
-    if device.type == "cuda":
-        return f"{name}_gpu"
-    slow = torch.bfloat16 in products.SLOW_ON_CPU
-    return f"{name}_without_bf16_{str(dtype).removeprefix('torch.')}" if slow else name
+    """What a result's file is called: a GPU's stands beside a CPU's and that of a CPU without bf16; another dtype than
+    bf16 is named, and on the latter bf16 too."""
+    slow = device.type == "cpu" and torch.bfloat16 in products.SLOW_ON_CPU
+    place = "_gpu" if device.type == "cuda" else "_without_bf16" if slow else ""
+    return name + place + (f"_{str(dtype).removeprefix('torch.')}" if slow or dtype != torch.bfloat16 else "")
 
 
 def chosen_dtype(option: str) -> torch.dtype:
@@ -120,7 +120,8 @@ def before(name: str, anew: Sequence[str], dtype: torch.dtype) -> dict[str, Any]
 def comparable(name: str, dtype: torch.dtype) -> dict[str, Any]:
     """benchmarks/results/NAME.json where this machine measured it today, in this dtype; else nothing."""
     result, here = read(name), machine()
-    same = all(result.get("machine", {}).get(key) == here[key] for key in ("cpu", "torch", "threads", "date"))
+    keys = ("gpu", "cpu", "torch", "threads", "date")
+    same = all(result.get("machine", {}).get(key) == here.get(key) for key in keys)
     return result if same and str(dtype).endswith(str(result.get("dtype"))) else {}
 
 

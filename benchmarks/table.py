@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from chart import lines
 from measure import RESULTS, read
 
@@ -36,13 +37,15 @@ def main() -> None:
         lines_ = ["| what | target | measured |", "|---|---|---|"]
         lines_ += [f"| {what} | {target} | {measured} |" for what, target, measured in rows(ending)]
         table = "\n".join(lines_) + "\n"
-        machine = read(f"rollouts{ending}").get("machine", {})  # a clone holds the results of others
+        machine = read(f"rollouts{ending}").get("machine", {})
         print(f"{name} ({machine.get('cpu')}, {machine.get('date')}):\n{table}")
         page = put(page, name, table)
         print(times := profile(ending))
         page = put(page, name.replace("speed", "profile"), times)
     replace_file(README, [page])
     plots()
+    if torch.cuda.is_available():
+        print("these tables are of CPUs; what ran on this GPU stands in benchmarks/results/*_gpu.json")
 
 
 def put(page: str, name: str, table: str) -> str:
@@ -52,6 +55,15 @@ def put(page: str, name: str, table: str) -> str:
     if not end:
         raise ValueError(f"the page has no place for the table {name!r}")
     return before + mark + table + end + after
+
+
+def measured(name: str, ending: str) -> dict[str, Any]:
+    """A result of the processor that measured the rollouts, nothing for another's: a clone holds those of others."""
+    result, places = (
+        read(name + ending),
+        [read(one + ending).get("machine", {}).get("cpu") for one in ("rollouts", name)],
+    )
+    return result if places[0] == places[1] else {}
 
 
 def rows(ending: str) -> Iterator[tuple[str, str, str]]:
@@ -66,13 +78,13 @@ def rows(ending: str) -> Iterator[tuple[str, str, str]]:
         ("grpo_step", "GRPO step, 4 x 8 samples of 128 tokens", "4x TRL at half its memory"),
         ("sft_step", "SFT on counsel_chat", "4x TRL at half its memory, 1.3x transformers"),
     ):
-        if row := read(name + ending):
+        if row := measured(name, ending):
             memory = ", ".join(f"{share:.2f} of {peer}'s memory" for peer, share in row["memory_share"].items())
             yield what, target, f"{_times(row)} (psychecore {row['median']['psychecore']:.0f} tok/s); {memory}"
-    if row := read(f"shared_prompt{ending}"):
+    if row := measured("shared_prompt", ending):
         gap = f"largest gradient difference {row['largest_gradient_difference']:.0e} of the largest entry"
         yield "update, a prompt of 600 tokens, 8 completions of 100", "3x unshared", f"{_times(row)}; {gap}"
-    if row := read(f"loss_memory{ending}").get("main"):
+    if row := measured("loss_memory", ending).get("main"):
         share, ratio = row["memory_share"], row["time_ratio"]
         what = f"loss at V = {row['vocabulary']:,}, D = {row['width']}, {row['tokens']:,} tokens"
         yield what, "8 % of the naive memory, 1.2x its time", f"{share:.1%} of its memory, {ratio:.2f}x its time"
@@ -80,7 +92,7 @@ def rows(ending: str) -> Iterator[tuple[str, str, str]]:
 
 def profile(ending: str) -> str:
     """Where the time of each row goes (where_time_goes.py), as a table; empty where that was not measured."""
-    cases = read(f"where_time_goes{ending}").get("cases", {})
+    cases = measured("where_time_goes", ending).get("cases", {})
     head = ("what", "seconds", *PARTS, "roof", "at most")
     lines_ = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, row in cases.items():

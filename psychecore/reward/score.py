@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,7 +75,8 @@ def score_group(texts: Sequence[str], question: Question, config: RewardConfig) 
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in a block that lasts longer; the alarm exists on Unix, in the main thread only."""
+    """Raise TimeoutError in a block that lasts longer; the alarm exists on Unix, in the main thread only. A caller's own
+    alarm rings afterwards."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -82,13 +84,15 @@ def _time_limit(seconds: float) -> Iterator[None]:
     def ring(number: int, frame: Any) -> NoReturn:
         raise TimeoutError(f"no result after reward.timeout_seconds {seconds:g}")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before, start = signal.signal(signal.SIGALRM, ring), time.monotonic()
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - start), 1e-3), interval)
 
 
 def _score(text: str, question: Question, config: RewardConfig) -> dict[str, float]:

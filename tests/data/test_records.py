@@ -126,10 +126,28 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_prompts_name_every_option_and_the_answer_its_letters():
-    question = Question.from_row(ROW)
-    text = question_messages(question)[1]["content"]
-    assert text.endswith("A. shaping\nB. priming\nC. anchoring")
-    assert answer_text(question) == "A. shaping; C. anchoring"
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("case", [None, "A client writes."])
+@pytest.mark.parametrize("answer", ["AC", "C"])
+def test_prompts_name_every_option_and_the_answer_its_letters(answer, case, language):
+    kind = "multiple" if len(answer) > 1 else "single"
+    row = ROW | {"language": language, "context": case, "answer": answer, "kind": kind}
+    question = Question.from_row(row)
+    system, asked = question_messages(question)
+    hint = {"en": "(More than one option is right.)", "zh": "（有多个正确选项。）"}[language] * (kind == "multiple")
+    lines = [*([case] if case else []), question.question + hint, "A. shaping", "B. priming", "C. anchoring"]
+    assert asked == {"role": "user", "content": "\n".join(lines)}
+    assert system["role"] == "system"
+    assert any("一" <= char <= "龥" for char in system["content"]) is (language == "zh")
+    assert ("case" in system["content"] or "案例" in system["content"]) is bool(case)
+    right = {"AC": ("A. shaping; C. anchoring", "A. shaping；C. anchoring"), "C": ("C. anchoring",) * 2}[answer]
+    assert answer_text(question) == right[language == "zh"]
     reply = worked_conversation(question).messages[-1]["content"]
-    assert reply == "<think>Both fit.</think>\nA. shaping; C. anchoring"
+    assert reply == f"<think>Both fit.</think>\n{right[language == 'zh']}"
+
+
+def test_a_byte_order_mark_blank_lines_and_windows_line_ends_are_read_over(tmp_path):
+    row = {"id": "c", "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "B"}]}
+    lines = ["\ufeff" + json.dumps(row), "", json.dumps(row | {"id": "d"}), "  "]
+    (tmp_path / "c.jsonl").write_bytes("\r\n".join(lines).encode())
+    assert [one.id for one in read_conversations(tmp_path / "c.jsonl")] == ["c", "d"]

@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,36 +14,22 @@ REPO = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).parent / "interpreted"
 FILES = sorted(path.stem for path in FOLDER.glob("test_*.py"))
 
-Run = Callable[[str], tuple[Path, str]]
-
 
 @pytest.fixture(scope="session")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs the tests with a marker expression, at most once for each: (JUnit report, what pytest printed)."""
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Runs the tests: (JUnit report, what pytest printed)."""
     pytest.importorskip("triton")
-
-    @cache
-    def run(marker: str) -> tuple[Path, str]:
-        report = tmp_path_factory.mktemp("interpreted") / "report.xml"
-        command = [sys.executable, "-m", "pytest", str(FOLDER), "-m", marker, f"--junit-xml={report}"]
-        environment = {**os.environ, "TRITON_INTERPRET": "1"}
-        result = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
-        return report, result.stdout + result.stderr
-
-    return run
+    report = tmp_path_factory.mktemp("interpreted") / "report.xml"
+    command = [sys.executable, "-m", "pytest", str(FOLDER), f"--junit-xml={report}"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+    return report, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_interpreted_kernel_agrees_with_its_references(file: str, interpreted: Run) -> None:
-    report, output = interpreted("not slow")
+def test_the_interpreted_kernel_agrees_with_its_references(file: str, interpreted: tuple[Path, str]) -> None:
+    report, output = interpreted
     assert passed(report, file, output) > 0, f"{file} holds no test that ran:\n{output}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("file", FILES)
-def test_the_interpreted_kernel_agrees_with_its_references_at_length(file: str, interpreted: Run) -> None:
-    report, output = interpreted("slow")
-    passed(report, file, output)
 
 
 def passed(report: Path, file: str, output: str) -> int:

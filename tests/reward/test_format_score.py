@@ -17,6 +17,7 @@ from psychecore.reward.format import format_score
         "<think>reason</think>B",
         " \n<think>\nreason\n</think>\n\nB. Term\n",
         "<think>推理</think>答案：B",
+        "<think>2 + 2</think>4",
         "<think>" + "x" * 1_000_000 + "</think>B",
         "<think>1 < 2 and <b>bold</b></think>B",
     ],

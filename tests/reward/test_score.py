@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 
 import pytest
 from hypothesis import given
@@ -32,6 +33,22 @@ def test_the_credit_rule_is_the_configured_one() -> None:
         for rule in ("strict", "elastic", "jaccard")
     }
     assert correct == {"strict": [0.0, 0.0], "elastic": [0.5, 0.0], "jaccard": [0.5, 2 / 3]}
+
+
+def test_a_caller_s_own_alarm_is_put_back() -> None:
+    rung: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, frame: rung.append(number))
+    timer = signal.setitimer(signal.ITIMER_REAL, 100.0)
+    try:
+        score_group(TEXTS, QUESTION, RewardConfig(timeout_seconds=5.0))
+        left, interval = signal.getitimer(signal.ITIMER_REAL)
+        assert 90 < left < 100
+        assert interval == 0
+        signal.raise_signal(signal.SIGALRM)
+        assert rung == [signal.SIGALRM]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 def test_a_perfect_sample_has_total_one_by_default() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -182,12 +184,31 @@ def test_stop_ids_join_generation_config_and_template(smollm2_folder: Path, tmp_
         if (smollm2_folder / name).is_file():
             (tmp_path / name).write_bytes((smollm2_folder / name).read_bytes())
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 5]}))
-    assert load_tokenizer(tmp_path).stop_ids >= {0, 5, load_tokenizer(tmp_path).specials["<|im_end|>"]}
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"eos_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    specials = load_tokenizer(tmp_path).specials
+    assert load_tokenizer(tmp_path).stop_ids == {0, 5, specials["<|endoftext|>"], specials["<|im_end|>"]}
+    (tmp_path / "generation_config.json").unlink()
+    assert load_tokenizer(tmp_path).stop_ids == {specials["<|endoftext|>"], specials["<|im_end|>"]}
 
 
 def test_ids_without_a_token_are_not_valid(tokenizer: Tokenizer) -> None:
     assert len(tokenizer.valid_ids) == tokenizer.vocab_size
     assert tokenizer.valid_ids[tokenizer.specials["<|im_end|>"]]
+    raw = tokenizers.Tokenizer.from_file(str(tokenizer.folder / "tokenizer.json"))
+    assert tokenizer.valid_ids == [raw.id_to_token(index) is not None for index in range(tokenizer.vocab_size)]
+
+
+def test_an_id_between_two_tokens_is_not_valid(smollm2_folder: Path, tmp_path: Path) -> None:
+    raw = json.loads((smollm2_folder / "tokenizer.json").read_text("utf-8"))
+    last = max(raw["model"]["vocab"].values())
+    raw["added_tokens"].append({**raw["added_tokens"][-1], "id": last + 3, "content": "<|far|>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw), "utf-8")
+    shutil.copy(smollm2_folder / "tokenizer_config.json", tmp_path)
+    found = load_tokenizer(tmp_path)
+    assert found.vocab_size == len(found.valid_ids)
+    assert found.valid_ids[: last + 1] == [True] * (last + 1)
+    assert found.valid_ids.count(False) == found.vocab_size - last - 2
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])

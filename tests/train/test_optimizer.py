@@ -24,17 +24,22 @@ def test_the_rate_warms_up_then_falls_as_a_cosine() -> None:
 def test_the_rate_stays_constant_after_the_warm_up() -> None:
     config = OptimizerConfig(lr=1.0, warmup_ratio=0.25)
     assert [learning_rate(config, step, 8) for step in range(8)] == [0.5] + [1.0] * 7
+    assert [learning_rate(config, step, 9) for step in range(4)] == pytest.approx([1 / 3, 2 / 3, 1, 1])  # rounded up
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_steps_equal_torch_s_adamw_on_fp32_masters(dtype: torch.dtype, tiny_model: Callable[..., Decoder]) -> None:
     model = tiny_model(dtype)
-    config = OptimizerConfig(lr=3e-3, weight_decay=0.1, max_grad_norm=0.5)
+    config = OptimizerConfig(lr=3e-3, beta1=0.8, beta2=0.95, eps=1e-5, weight_decay=0.1, max_grad_norm=0.5)
     optimizer = Optimizer(model, config, total_steps=3)
     twins = {name: p.detach().float().clone().requires_grad_() for name, p in model.named_parameters()}
     matrices, vectors = ([t for t in twins.values() if (t.ndim >= 2) is wanted] for wanted in (True, False))
     oracle = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=3e-3, foreach=False
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=3e-3,
+        betas=(0.8, 0.95),
+        eps=1e-5,
+        foreach=False,
     )
     for _ in range(3):
         gradients = {name: torch.zeros_like(twin) for name, twin in twins.items()}

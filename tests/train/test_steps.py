@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -80,6 +81,38 @@ def written_out_loss(
     return torch.cat(terms).sum() / (loss.constant_length * len(terms))
 
 
+def rows_of_metrics(
+    model: pc.Decoder,
+    reference: pc.Decoder,
+    group: pc.Group,
+    advantages_G: Tensor,
+    loss: LossConfig,
+    old: list[Tensor],
+    temperature: float,
+) -> Iterator[dict[str, float]]:
+    """What each token of a group adds to the metrics of an update, one at a time."""
+    for rollout, advantage, before in zip(group.rollouts, advantages_G.tolist(), old, strict=True):
+        start = len(group.prompt_ids) - 1
+        with torch.no_grad():
+            logits_SV = model.logits(torch.tensor([group.prompt_ids + rollout.token_ids]))[0, start:-1] / temperature
+            theirs = dense_logprobs(reference, group.prompt_ids, rollout.token_ids, temperature).tolist()
+        table = logits_SV.log_softmax(-1)
+        mine = [float(table[i, token]) for i, token in enumerate(rollout.token_ids)]
+        mean = sum(m - float(b) for m, b in zip(mine, before, strict=True)) / len(mine)
+        for i, said in enumerate(rollout.logprobs):
+            ratio = math.exp(mean if loss.ratio == "sequence" else mine[i] - float(before[i]))
+            clipped = min(max(ratio, 1 - loss.clip_low), 1 + loss.clip_high)
+            d, gap = mine[i] - theirs[i], float(before[i]) - said
+            yield {
+                "ratio": ratio,
+                "clip_fraction": clipped * advantage < ratio * advantage,
+                "kl": math.exp(-d) - 1 + d,
+                "entropy": -float((table[i].exp() * table[i]).sum()),
+                "mismatch": abs(gap),
+                "mismatch_kl": math.exp(gap) - 1 - gap,
+            }
+
+
 def gradients(model: pc.Decoder) -> dict[str, Tensor]:
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -123,29 +156,54 @@ def test_a_group_with_its_prompt_stored_once_has_the_gradient_of_separate_sequen
     assert_equal_gradients(ours, gradients(model))
 
 
-@pytest.mark.parametrize("old_logprobs", ["recompute", "sampler"])
+@pytest.mark.parametrize(("old_logprobs", "temperature"), [("recompute", 1.0), ("recompute", 0.7), ("sampler", 1.0)])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 def test_several_mini_batches_clip_against_the_policy_before_the_first(
-    ratio: str, old_logprobs: str, tiny_model: Callable[..., pc.Decoder], groups: list[pc.Group], advantages_PG: Tensor
+    ratio: str,
+    old_logprobs: str,
+    temperature: float,
+    tiny_model: Callable[..., pc.Decoder],
+    groups: list[pc.Group],
+    advantages_PG: Tensor,
 ) -> None:
+    """And the metrics are what their names say, over all of it."""
     loss = LossConfig(kl_coefficient=0.1, ratio=ratio, clip_low=0.02, clip_high=0.03)  # type: ignore[arg-type]
     config = GrpoConfig(3, 4, 3, old_logprobs=old_logprobs, token_budget=60, loss=loss)  # type: ignore[arg-type]
     reference = tiny_model(seed=2)
     ours, theirs = tiny_model(), tiny_model()  # the model that sampled, so that both kinds of old log-probs agree
     rates = OptimizerConfig(lr=1e-2)
     metrics = grpo_update(
-        ours, Optimizer(ours, rates, 3), groups, advantages_PG, config, ALONE, temperature=1.0, reference=reference
+        ours,
+        Optimizer(ours, rates, 3),
+        groups,
+        advantages_PG,
+        config,
+        ALONE,
+        temperature=temperature,
+        reference=reference,
     )
     with torch.no_grad():
-        old = [[dense_logprobs(theirs, g.prompt_ids, r.token_ids) for r in g.rollouts] for g in groups]
-    optimizer, losses = Optimizer(theirs, rates, 3), []
+        old = [[dense_logprobs(theirs, g.prompt_ids, r.token_ids, temperature) for r in g.rollouts] for g in groups]
+    optimizer, losses, norms, rows = Optimizer(theirs, rates, 3), [], [], []
     for p in range(3):
-        value = written_out_loss(theirs, reference, groups[p : p + 1], advantages_PG[p : p + 1], loss, [old[p]])
+        one, signs = groups[p : p + 1], advantages_PG[p : p + 1]
+        rows += list(rows_of_metrics(theirs, reference, one[0], signs[0], loss, old[p], temperature))
+        value = written_out_loss(theirs, reference, one, signs, loss, [old[p]], temperature)
         value.backward()
         losses.append(float(value.detach()))
-        optimizer.step()
+        norms.append(optimizer.step())
     assert metrics["loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert metrics["gradient_norm"] == pytest.approx(sum(norms) / 3, rel=1e-5)
+    expected = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    if old_logprobs == "sampler":
+        expected = {name: value for name, value in expected.items() if "mismatch" not in name}
+    for name, figure in expected.items():
+        assert metrics[name] == pytest.approx(figure, rel=1e-4, abs=1e-6), name
     assert 0 < metrics["clip_fraction"] < 1
+    sampled = sum(len(r.token_ids) for g in groups for r in g.rollouts)
+    assert len(rows) == sampled
+    # a prompt stands once in each piece of its group
+    assert sampled + sum(map(len, PROMPTS)) <= metrics["tokens"] < sampled + 4 * sum(map(len, PROMPTS))
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(dict(ours.named_parameters())[name], parameter, rtol=1e-4, atol=1e-6)
 
@@ -217,15 +275,23 @@ def test_packed_sft_has_the_loss_and_gradient_of_unpacked(
     config = SftConfig(batch_size=4, token_budget=budget, normalisation=normalisation)  # type: ignore[arg-type]
     sums = accumulate_sft_gradient(model, conversations(), config, ALONE)
     ours = gradients(model)
-    terms = []
+    terms, entropy = [], 0.0
     for row in conversations():
         table_SV = model.logits(torch.tensor([row.ids]))[0].log_softmax(-1)
+        labelled = [i - 1 for i, trained in enumerate(row.loss_mask) if i and trained]
+        entropy -= float((table_SV[labelled].exp() * table_SV[labelled]).sum().detach())
         terms.append(-torch.stack([table_SV[i - 1, t] for i, t in enumerate(row.ids) if i and row.loss_mask[i]]))
     loss = torch.cat(terms).mean() if normalisation == "token" else torch.stack([t.mean() for t in terms]).mean()
     loss.backward()
     assert sums["loss"] == pytest.approx(float(loss.detach()), rel=1e-6)
     assert sums["labels"] == sum(len(term) for term in terms)
     assert_equal_gradients(ours, gradients(model))
+    step = sft_step(model, Optimizer(model, OptimizerConfig(lr=1e-9), 1), conversations(), config, ALONE)
+    assert step["entropy"] == pytest.approx(entropy / sums["labels"], rel=1e-5)
+    beginnings = {tuple(row.ids[:end]) for row in conversations() for end in range(1, len(row.ids) + 1)}
+    alone = sum(len(row.ids) for row in conversations())
+    assert len(beginnings) <= step["tokens"] <= alone
+    assert budget < 10_000 or step["tokens"] < alone  # beginnings that rows share stand once in a micro-batch
 
 
 def test_sft_steps_learn_a_row_by_heart(tiny_model: Callable[..., pc.Decoder]) -> None:

@@ -77,10 +77,10 @@ def test_strided_views_give_the_same_as_their_copies():
     labels = torch.randint(70, (38,), generator=generator)[::2]
     grad = torch.randn(2, generator=generator)[:1].expand(19)  # an upstream gradient of stride 0
     results = []
-    for h, w, y in ((hidden, head, labels), (hidden.contiguous(), head.contiguous(), labels.contiguous())):
+    for h, w, y, up in ((hidden, head, labels, grad), tuple(x.contiguous() for x in (hidden, head, labels, grad))):
         h, w = h.detach().requires_grad_(), w.detach().requires_grad_()
         logprobs, entropy = token_logprobs(h, w, y, 0.8)
-        results.append((logprobs, entropy, *torch.autograd.grad((logprobs, entropy), (h, w), (grad, -grad))))
+        results.append((logprobs, entropy, *torch.autograd.grad((logprobs, entropy), (h, w), (up, -up))))
     for strided, copied in zip(*results, strict=True):
         assert torch.equal(strided, copied)
 

@@ -97,6 +97,19 @@ def test_any_strides_and_ranks_are_taken(x: Tensor) -> None:
     close(add_rms_norm(x, x, weight_D, EPS)[0], formula(2 * x.double(), weight_D.double()))
 
 
+def test_gradients_of_stride_0_and_a_weight_with_gaps_are_taken() -> None:
+    """The gradient of a sum is one number, expanded."""
+    x, every_other = random(9, 17).requires_grad_(), random(2 * 17, seed=1)[::2].requires_grad_()
+    x64, weight64 = wide(x, every_other)
+    y, total = add_rms_norm(x, x, every_other, EPS)
+    ours = torch.autograd.grad(y.sum() + 2 * total.sum(), (x, every_other))
+    theirs = torch.autograd.grad(formula(2 * x64, weight64).sum() + 4 * x64.sum(), (x64, weight64))
+    for a, b in zip(ours, theirs, strict=True):
+        close(a, b)
+    (ours_x,) = torch.autograd.grad(rms_norm(x, every_other, EPS).sum(), x)
+    close(ours_x, torch.autograd.grad(formula(x64, weight64).sum(), x64)[0])
+
+
 def test_no_rows_give_no_rows_and_no_gradient() -> None:
     x, weight_D = torch.zeros(0, 8, requires_grad=True), torch.ones(8, requires_grad=True)
     rms_norm(x, weight_D, EPS).sum().backward()
