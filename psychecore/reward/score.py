@@ -75,8 +75,10 @@ def score_group(texts: Sequence[str], question: Question, config: RewardConfig) 
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in a block that lasts longer; the alarm exists on Unix, in the main thread only. A caller's own
-    alarm rings afterwards."""
+    """Raise TimeoutError in a block that lasts longer; the alarm exists on Unix, in the main thread only.
+
+    A caller's own alarm rings afterwards.
+    """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
