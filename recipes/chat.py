@@ -246,19 +246,20 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("model", metavar="MODEL", help="run folder, Hugging Face folder or hub id")
     parser.add_argument("--system", default="none", help="system prompt: a text, en, zh, or none (default)")
     parser.add_argument("--think", choices=("dim", "hide"), default="dim")
+    parser.add_argument("--thinking", choices=("on", "off"), help="the switch of chat templates that have one (Qwen3)")
     parser.add_argument("--params", nargs="*", default=[], metavar="NAME=VALUE", help="as in /params")
     # one sequence takes as long as its weights take to read, so half the bytes are half the time or a little more
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args(argv)
-    # the paper's inference temperature and top-p; its 2,048 tokens would fill small models' context
+    # the paper's temperature and top-p; its 2,048 tokens would fill small models' context
     params = change_params(SamplingParams(temperature=0.7, top_p=0.9, max_new_tokens=512), options.params)
-    cuda = options.device != "cpu" and torch.cuda.is_available()
-    if options.device == "cuda" and not cuda:
+    if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device is cuda, but torch sees no GPU: use cpu or auto")
-    device = torch.device("cuda" if cuda else "cpu")
+    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
     path = model_folder(options.model)
-    model, tokenizer = load_model(path, getattr(torch, options.dtype), device), load_tokenizer(path)
+    tokenizer = load_tokenizer(path, {"on": True, "off": False}.get(options.thinking))
+    model = load_model(path, getattr(torch, options.dtype), device)
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     screen = Screen(options.think)

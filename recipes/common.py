@@ -45,6 +45,7 @@ class ModelOptions:
     dtype: Literal["auto", "bfloat16", "float32"] = option(
         "auto", "dtype of computing; auto: bfloat16 where a run begins and it is fast, else float32; masters are fp32"
     )
+    thinking: bool | None = option(None, "the switch of chat templates that have one (Qwen3); none: as they come")
     checkpoint_activations: bool = option(False, "keep only each layer's input for backward: less memory, more compute")
     compile: bool = option(False, "on CPU: norms, rotary embedding, SwiGLU and loss by torch.compile, through g++")
 

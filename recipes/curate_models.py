@@ -28,6 +28,7 @@ class ModelsOptions:
     keys: tuple[str, ...] = option((), "HOST=VARIABLE: the environment variable that holds the API key of a server")
     dtype: Literal["auto", "bfloat16", "float32"] = option("auto", "of local models; auto: bfloat16 where it is fast")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "of local models; auto takes CUDA where there is one")
+    thinking: bool | None = option(None, "the switch of chat templates that have one (Qwen3); none: as they come")
     slots: int = option(32, "sequences that a local model writes at a time")
     max_length: int = option(4096, "tokens of prompt and reply; a longer request gets an empty reply")
     concurrency: int = option(16, "requests at a time to a server; at most those of run.batch_size rows")
@@ -128,6 +129,7 @@ def make_generator(spec: str, options: Any) -> LocalGenerator | EndpointGenerato
             concurrency=options.concurrency,
             timeout_s=options.timeout_s,
             give_up_after_s=options.give_up_after_s,
+            thinking=options.thinking,
         )
         return EndpointGenerator(endpoint, name)
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -137,4 +139,4 @@ def make_generator(spec: str, options: Any) -> LocalGenerator | EndpointGenerato
     cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if cuda else "cpu")
     dtype = fast_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
-    return LocalGenerator(source, name, dtype, device, options.slots, options.max_length)
+    return LocalGenerator(source, name, dtype, device, options.slots, options.max_length, thinking=options.thinking)

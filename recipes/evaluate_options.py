@@ -27,6 +27,7 @@ class ModelOptions:
     keys: tuple[str, ...] = option((), "HOST=VARIABLE: the environment variable that holds the API key of a server")
     dtype: Literal["auto", "bfloat16", "float32"] = option("auto", "of local models; auto: bfloat16 where it is fast")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "of local models; auto takes CUDA where there is one")
+    thinking: bool | None = option(None, "the switch of chat templates that have one (Qwen3); none: as they come")
     slots: int = option(32, "sequences that a local model writes at a time")
     max_length: int = option(
         8192, "tokens of prompt and answer; a longer question gets an empty answer, and is counted"

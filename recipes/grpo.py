@@ -79,7 +79,7 @@ def main(config: GrpoRecipe, runtime: Runtime) -> None:
         model_folder = local_folder(config.model.path)
         named = [config.model.path] + ([config.reference.path] if config.reference.path else [])
         model_folders = {name: local_folder(name) for name in named}
-        tokenizer = load_tokenizer(model_folder)
+        tokenizer = load_tokenizer(model_folder, config.model.thinking)
         prompts = encode(questions, tokenizer, config.data.max_prompt_tokens)
         require_room(heldout, tokenizer, model_folder, config.evaluation)
     config = settle_dtype(config, runtime)

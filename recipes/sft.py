@@ -83,7 +83,7 @@ def main(config: SftRecipe, runtime: Runtime) -> None:
         rows = read_conversations(config.data.train)
         heldout = config.evaluation.read()
         model_folder = local_folder(config.model.path)
-        tokenizer = load_tokenizer(model_folder)
+        tokenizer = load_tokenizer(model_folder, config.model.thinking)
         conversations = encode(rows, tokenizer, config.train.max_length, runtime)
         lengths = ((len(item.ids), row.id) for item, row in zip(conversations, rows, strict=True))
         length, row = max(lengths, default=(0, ""))

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import AsyncInferenceClient
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from psychecore.curate.generator import Arrived, Reply, Request, collect
+from psychecore.curate.generator import Arrived, Reply, Request, collect, thinking_name
 
 # the base of all errors of the HTTP library that huggingface_hub uses, httpx or httpx2: no connection, broken off, ...
 HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]
@@ -41,6 +41,7 @@ class EndpointConfig:
     url: of the API ("http://127.0.0.1:8000/v1"). model: as the server calls it. key_variable: the environment variable
     that holds the API key; without one, no key is sent. concurrency: requests at a time. timeout_s: of one try.
     give_up_after_s: how long a request may fail. logprobs: ask for them too; not every server has them.
+    thinking: the switch of chat templates that have one, sent as chat_template_kwargs (vLLM, SGLang).
     """
 
     url: str
@@ -50,6 +51,7 @@ class EndpointConfig:
     timeout_s: float = 300.0
     give_up_after_s: float = 900.0
     logprobs: bool = False
+    thinking: bool | None = None
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -76,7 +78,7 @@ class EndpointGenerator:
     def __init__(self, config: EndpointConfig, name: str = ""):
         self.config = config
         self.name = name or config.model
-        self.identity = f"{config.model} at {config.url.rstrip('/')}"
+        self.identity = f"{config.model}{thinking_name(config.thinking)} at {config.url.rstrip('/')}"
         # A client without a key would send the user's Hugging Face token to any server.
         self._key = "none"
         if config.key_variable:
@@ -145,6 +147,7 @@ class EndpointGenerator:
             await asyncio.sleep(delay)
 
     def _arguments(self, request: Request) -> dict[str, Any]:
+        thinking = self.config.thinking
         return {
             "messages": request.messages,
             "model": self.config.model,
@@ -153,6 +156,7 @@ class EndpointGenerator:
             "top_p": request.top_p if request.top_p < 1 else None,
             "seed": (request.seed + 1_000_003 * request.sample) % 2**31,
             "logprobs": True if self.config.logprobs else None,
+            "extra_body": None if thinking is None else {"chat_template_kwargs": {"enable_thinking": thinking}},
         }
 
     def _reply(self, answer: Any) -> Reply:

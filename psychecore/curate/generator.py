@@ -106,6 +106,7 @@ class LocalGenerator:
         slots: int = 32,
         max_length: int = 4096,
         memory_gib: float | None = None,
+        thinking: bool | None = None,
     ):
         self.folder = local_folder(source)
         self.name = name or Path(source).name
@@ -120,7 +121,8 @@ class LocalGenerator:
         files = sorted(path for pattern in HUB_FILES for path in self.folder.glob(pattern))
         hashes = [[path.name, digest(path)] for path in files]
         self.sha256 = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
-        self.identity = f"{self.sha256} in {str(dtype).removeprefix('torch.')}"
+        self.thinking = thinking
+        self.identity = f"{self.sha256} in {str(dtype).removeprefix('torch.')}" + thinking_name(thinking)
         self._sampler: Sampler | None = None
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
@@ -158,7 +160,7 @@ class LocalGenerator:
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.folder)
+        return load_tokenizer(self.folder, self.thinking)
 
     def close(self) -> None:
         """Free the weights; a later request loads them again."""
@@ -177,6 +179,11 @@ class LocalGenerator:
             rollout = group.rollouts[0]
             replies[number] = Reply(rollout.text, sum(rollout.logprobs), cut=rollout.finish_reason == "length")
         return replies
+
+
+def thinking_name(thinking: bool | None) -> str:
+    """What a model's identity says of the switch of its chat template."""
+    return "" if thinking is None else f", {'with' if thinking else 'without'} thinking"
 
 
 @functools.cache

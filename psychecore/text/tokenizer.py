@@ -45,7 +45,7 @@ class Encoded:
 class Tokenizer:
     """Text to ids and back, for one model folder. See `load_tokenizer`."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, thinking: bool | None = None):
         self.folder = folder
         self._tokenizer = _read_tokenizer(within(folder, "tokenizer.json"))
         self._tokenizer.encode_special_tokens = True  # text that looks like a special token is encoded as text
@@ -65,6 +65,9 @@ class Tokenizer:
             self.valid_ids[index] = True
         variables = {key: text for key in config if (text := _token_text(config[key])) is not None}
         self._template = _read_template(folder, config, variables)
+        self.switches: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
+        if thinking is not None and len({self._asked(enable_thinking=on) for on in (True, False)}) == 1:
+            raise ValueError(f"{folder}: thinking is {thinking}, but the chat template has no switch for it: leave it")
         self._split = re.compile("(" + _any_of(self.specials) + ")")
         self._strips = {t.content: (t.lstrip, t.rstrip) for t in added.values() if t.special and (t.lstrip or t.rstrip)}
         self.stop_ids = self._find_stop_ids(variables)
@@ -92,6 +95,7 @@ class Tokenizer:
         check_messages(messages)
         if self._template is None:
             raise ValueError(f"{self.folder} has no chat template (chat_template.jinja or in tokenizer_config.json)")
+        variables = self.switches | variables
         # a header that holds no special token could be written by anyone, so it is disguised in contents as well
         header, opened = self._generation_header(variables)
         opening = header.strip()
@@ -140,15 +144,17 @@ class Tokenizer:
                 parts[i + 1] = parts[i + 1].lstrip()
         return [(part, trained) for part in parts if part]
 
+    def _asked(self, add_generation_prompt: bool = True, **variables: Any) -> str:
+        asked = [{"role": "user", "content": "x"}]
+        return "" if self._template is None else self._template.render(asked, add_generation_prompt, **variables)
+
     def _generation_header(self, variables: dict[str, Any]) -> tuple[str, str]:
         """What the template writes to open an assistant's turn, and the think block that it opens in it, if it does.
 
         They are told apart since earlier turns are rendered without thinking, and a content may begin with the tag.
         """
-        assert self._template is not None
-        asked = [{"role": "user", "content": "x"}]
         plain = {k: v for k, v in variables.items() if k != "enable_thinking"}
-        without, prompt = (self._template.render(asked, add, **plain) for add in (False, True))
+        without, prompt = (self._asked(add, **plain) for add in (False, True))
         # they share a beginning; a template may end what is no prompt in a token of its own
         at = next((i for i, char in enumerate(prompt) if not without.startswith(char, i)), len(prompt))
         at = next((m.start() for m in self._split.finditer(prompt) if m.start() < at < m.end()), at)
@@ -183,10 +189,11 @@ class Tokenizer:
         return frozenset(stops)
 
 
-def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
+def load_tokenizer(source: str | os.PathLike[str], thinking: bool | None = None) -> Tokenizer:
     """Read the tokenizer of a local model folder or a hub id.
 
-    Raises FileNotFoundError or ValueError, naming the file, for what is missing or damaged.
+    `thinking` is the switch of templates that have one (Qwen3's enable_thinking) in all that is rendered. Raises
+    FileNotFoundError or ValueError, naming the file, for what is missing or damaged.
     """
     path = Path(source)
     if not path.is_dir():
@@ -200,7 +207,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
             path = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*FILES, GENERATION]))  # nosec
         except Exception as error:
             raise FileNotFoundError(f"{name!r} is no local folder, and the hub did not give it: {error}") from error
-    return Tokenizer(path)
+    return Tokenizer(path, thinking)
 
 
 class _Disguise:

@@ -113,6 +113,13 @@ def test_the_request_says_what_was_asked(server: FaultyServer) -> None:
     assert first["messages"] == [{"role": "user", "content": "x"}]
     assert second["seed"] != first["seed"]  # another sample of the same prompt
     assert replies[0].logprob == -1.5
+    assert "chat_template_kwargs" not in first
+    generator(server, thinking=False).generate(asked[:1])
+    assert server.bodies[-1]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert (
+        generator(server, thinking=False).identity
+        == "some-model, without thinking at " + generator(server).identity.partition(" at ")[2]
+    )
 
 
 @pytest.mark.parametrize(

@@ -229,3 +229,17 @@ def test_messages_that_are_none_are_refused_with_the_turn(messages: Any, named: 
 )
 def test_split_think(text: str, expected: tuple[str | None, str]) -> None:
     assert split_think(text) == expected
+
+
+def test_the_switch_of_a_template_holds_in_all_that_is_rendered(shared_folder: Path, smollm2_folder: Path) -> None:
+    folder = shared_folder / "data" / "tokenizers" / "qwen3"
+    plain, on, off = (load_tokenizer(folder, thinking) for thinking in (None, True, False))
+    asked = [tokenizer.render_chat([ASK], add_generation_prompt=True) for tokenizer in (plain, on, off)]
+    assert asked[0] == asked[1] == plain.render_chat([ASK], add_generation_prompt=True, enable_thinking=True)
+    assert asked[2] == plain.render_chat([ASK], add_generation_prompt=True, enable_thinking=False) != asked[0]
+    # what is trained without thinking stands where a prompt without it ends
+    whole = off.render_chat([ASK, SAY])
+    assert whole.ids[: len(asked[2].ids)] == asked[2].ids
+    assert whole.loss_mask.index(True) == len(asked[2].ids)
+    with pytest.raises(ValueError, match="thinking is False, but the chat template has no switch for it"):
+        load_tokenizer(smollm2_folder, thinking=False)
