@@ -193,7 +193,7 @@ def pceb() -> list[dict[str, Any]]:
             "options": dict(enumerate(parts.options)),
             "context": parts.context,
         }
-        for number, (_, parts) in enumerate(read_benchmark(SHARED / "pceb"))
+        for number, (*_, parts) in enumerate(read_benchmark(SHARED / "pceb"))
     ]
 
 

@@ -256,11 +256,10 @@ class Curation:
         if self.checking:
             Done(self.folder, stage.name, [path], settings, []).check()
             return
-        before = self.models.refused()
-        self._tell(stage.name, run_stage(stage, path, self.folder, size, settings, check), started)
-        if refused := self.models.refused() - before:  # a server with more room is asked again
-            (self.folder / f"{stage.name}.done.json").unlink(missing_ok=True)
-            print(f"  a server had no room for {refused} requests; give it more, and the same command asks them again")
+        counts = run_stage(stage, path, self.folder, size, settings, check, self.models.refused)
+        self._tell(stage.name, counts, started)
+        if counts.refused:
+            print(f"  a server had no room for {counts.refused} requests; with more, the same command asks them again")
 
     def _whole(
         self, name: str, files: Sequence[Path], outputs: Sequence[str], settings: Any, work: Callable[[], StageCounts]

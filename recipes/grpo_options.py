@@ -76,7 +76,8 @@ class GrpoRecipe:
         if params.seed:
             raise ValueError(f"sampling.params.seed is {params.seed}, but run.seed decides what is sampled: set that")
         loss, usual = self.train.loss, LossConfig()
-        idle = [f"loss.{k}" for k in ("ratio", "clip_low", "clip_high") if getattr(loss, k) != getattr(usual, k)]
+        idle = [f"loss.{k}" for k in ("clip_low", "clip_high") if getattr(loss, k) != getattr(usual, k)]
+        idle += ["loss.ratio"] if loss.ratio != usual.ratio and loss.importance_cap is None else []
         idle += ["old_logprobs"] if self.train.old_logprobs != "recompute" else []
         if self.train.mini_batches == 1 and idle:
             raise ValueError(

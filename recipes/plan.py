@@ -115,6 +115,13 @@ class Planner:
         if self.gpu != "custom" and self.custom != CustomGpu():
             raise ValueError(f"--custom.* describes a GPU of its own, but --gpu is {self.gpu}; give --gpu custom")
 
+        if self.table and (self.model is not None or self.ranks != 8):
+            raise ValueError(
+                "--table true is of Qwen2.5 on as many GPUs as each size needs: leave out --model and --ranks"
+            )
+        if self.ranks == 1 and (self.sft.sharding.cpu_offload or self.grpo.sharding.cpu_offload):
+            raise ValueError("sharding.cpu_offload is FSDP2's, and there is one rank: leave it false")
+
     @property
     def machine(self) -> Gpu:
         """The GPU in numbers."""

@@ -46,6 +46,8 @@ def main(argv: Sequence[str]) -> None:
         if options.out is None and len(options.runs) > 1:
             raise ValueError("the page of several runs belongs to none of them: say where it goes with --out FILE")
         out = options.out or options.runs[0] / "report.html"
+        if out.is_dir():
+            raise ValueError(f"--out {out} is a folder: name the file that the page goes to")
         write_report(options.runs, out)
         print(out)
 

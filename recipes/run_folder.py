@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from psychecore.train.run_state import Checkpoints, load_checkpoint
 T = TypeVar("T", bound=Any)  # a recipe's configuration
 DTYPES = ("bfloat16", "float32")
 LOCK = ".lock"
+HUB_CACHE = re.compile(r".*/models--([^/]+?)--([^/]+)/snapshots/[^/]+/")
 _LOCKS: list[Any] = []  # of the run folders that this process holds
 OPERATIONAL = {
     "run": (
@@ -68,15 +70,11 @@ def open_run_folder(folder: Path, config_text: str, runtime: Runtime) -> None:
     """
     path = folder / "config.toml"
     with runtime.together("opening the run folder"):
-        held, given = (
-            _options(text) for text in (read_config(path) if path.exists() else {}, tomllib.loads(config_text))
-        )
-        if held and held != given and _has_begun(folder):
-            first = next(key for key in [*held, *given] if held.get(key) != given.get(key))
+        other = difference(path, config_text) if path.exists() else ""
+        if other and _has_begun(folder):
             raise ValueError(
-                f"{folder} holds a run with another configuration: {first} is {held.get(first)!r:.80} there and "
-                f"{given.get(first)!r:.80} here. Choose another --run.folder, remove it, or give the configuration of "
-                f"{path} to continue it"
+                f"{folder} holds a run with another configuration: {other}. Choose another --run.folder, remove it, or "
+                f"give the configuration of {path} to continue it"
             )
         if (
             folder.is_dir()
@@ -113,14 +111,26 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def _options(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What decides how a run computes, by --section.key."""
+def difference(path: Path, config_text: str) -> str:
+    """The first option that decides how a run computes and is another in a config.toml, in words; else nothing.
 
-    def leaves(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        for key, value in values.items():
-            yield from leaves(f"{prefix}{key}.", value) if isinstance(value, dict) else [(prefix + key, value)]
+    An option that was not there yet when the file was written had its default.
+    """
+    held, given = (_leaves("--", essentials(config)) for config in (read_config(path), tomllib.loads(config_text)))
+    odd = next((key for key in held if _same(held[key]) != _same(given.get(key))), None)
+    return "" if odd is None else f"{odd} is {held[odd]!r:.80} there and {given.get(odd)!r:.80} here"
 
-    return dict(leaves("--", essentials(config)))
+
+def _leaves(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _leaves(f"{prefix}{key}.", value) if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def _same(value: Any) -> Any:
+    """Equal for paths in a list that are written in two ways."""
+    return [str(Path(x)) if isinstance(x, str) else x for x in value] if isinstance(value, list) else value
 
 
 def essentials(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -169,8 +179,10 @@ def resume(
             state = load_checkpoint(checkpoint, optimizer, runtime)
             if lacking := [key for key in begin if key not in state]:
                 raise ValueError(f"{checkpoint}/state.json lacks {', '.join(lacking)}: remove {checkpoint}")
-            if state["config_sha256"] != begin["config_sha256"]:
-                raise ValueError(f"{checkpoint} is of a run with another configuration")
+            if state["config_sha256"] != begin["config_sha256"] and (
+                other := difference(checkpoint / "config.toml", config_text)
+            ):
+                raise ValueError(f"{checkpoint} is of a run with another configuration: {other}")
             check_hashes(state["inputs"], inputs, f"{checkpoint} was written")
             if runtime.first:  # of steps that are taken again
                 _forget_evaluations(checkpoints.folder.parent, state["step"])
@@ -195,16 +207,16 @@ def begin_anew(checkpoints: Path, checkpoint_every: int, runtime: Runtime) -> No
     Raises ValueError where its metrics go so far that there was one: a disk that is not mounted must not cost a run.
     """
     folder = checkpoints.parent
-    if (folder / "export").exists():  # which is written after the last checkpoint
-        raise ValueError(
-            f"{folder} holds the export of a run that ended, but {checkpoints} holds no checkpoint to continue from: "
-            f"bring them back (is their disk mounted?), or remove {folder} to begin anew"
-        )
     step = max((row["step"] for row in RunLog(folder, runtime).read("metrics.jsonl")), default=0)
     if step > 2 * checkpoint_every:  # one may have been on its way when the run was killed
         raise ValueError(
             f"{folder / 'metrics.jsonl'} goes to step {step}, but {checkpoints} holds no checkpoint: bring them back "
             f"(is their disk mounted?), or remove {folder} to begin anew"
+        )
+    if (folder / "export").exists():  # which is written after the last checkpoint
+        raise ValueError(
+            f"{folder} holds the export of a run that ended, but {checkpoints} holds no checkpoint to continue from: "
+            f"bring them back (is their disk mounted?), or remove {folder} to begin anew"
         )
     (folder / "evaluation.json").unlink(missing_ok=True)
 
@@ -249,6 +261,7 @@ def hash_inputs(models: Mapping[str, Path], files: Sequence[Path], runtime: Runt
 
 def check_hashes(then: dict[str, str], now: dict[str, str], since: str) -> None:
     """Raise ValueError naming the first file that is not what it was."""
+    then = {HUB_CACHE.sub(r"\1/\2/", path): sha256 for path, sha256 in then.items()}  # as they were once recorded
     for path in [*then, *now]:
         before, after = then.get(path, "no file"), now.get(path, "no file")
         if before != after:

@@ -69,28 +69,33 @@ class Benchmarks:
     def __init__(self, config: DecontaminateConfig, zh_chars: int = 3, en_words: int = 2) -> None:
         self.config = config
         self._names: list[str] = []
+        files: list[Path] = []
         items: list[Shingles] = []
         for path in config.benchmarks:
-            for name, parts in read_benchmark(Path(path)):
+            for file, name, parts in read_benchmark(Path(path)):
+                files.append(file)
                 self._names.append(name)
                 items.append(shingle(parts, zh_chars, en_words))
         self._keys: dict[bytes, list[int]] = {}
         for number, item in enumerate(items):
             self._keys.setdefault(item.key, []).append(number)
         shared = Counter(item.stem.tobytes() for item in {item.key: item for item in items}.values())
+        stems = {(file, item.stem.tobytes(), item.key) for file, item in zip(files, items, strict=True)}
+        within = Counter((file, stem) for file, stem, _ in stems)
 
-        def own(item: Shingles) -> bool:
-            """Whether its stem is a question, not a form such as "which is right?" that several items have. A long one
-            without a case may stand twice: benchmarks share items, with options of their own."""
-            twice = len(item.stem) >= config.least_shingles and not item.context_key
-            return shared[item.stem.tobytes()] <= (2 if twice else 1)
+        def own(number: int) -> bool:
+            """Whether its stem is a question, not a form such as "which is right?" that several items have. Benchmarks
+            share questions, with options of their own, so a long one without a case counts in its own file only."""
+            item, stem = items[number], items[number].stem.tobytes()
+            alone = len(item.stem) >= config.least_shingles and not item.context_key
+            return (within[files[number], stem] if alone else shared[stem]) == 1
 
+        numbers = range(len(items))
         self._stems = {  # from 8 Chinese characters or 7 words
-            item.stem.tobytes(): number for number, item in enumerate(items) if len(item.stem) >= 6 and own(item)
+            items[number].stem.tobytes(): number for number in numbers if len(items[number].stem) >= 6 and own(number)
         }
-        questions = [
-            item.stem if len(item.stem) >= config.least_shingles and own(item) else item.body for item in items
-        ]
+        long = [len(item.stem) >= config.least_shingles for item in items]
+        questions = [items[number].stem if long[number] and own(number) else items[number].body for number in numbers]
         cases = {item.context_key: (number, item.context) for number, item in enumerate(items) if item.context_key}
         order = {key: at for at, key in enumerate(cases)}
         self._case_item = [number for number, _ in cases.values()]
@@ -181,8 +186,8 @@ def _share(common: Counts, sizes: Counts, least: int) -> Shares:
     return np.where(sizes < least, 0.0, common / np.maximum(sizes, 1))
 
 
-def read_benchmark(path: Path) -> Iterator[tuple[str, Parts]]:
-    """(name, parts) of each item of a file or folder; the name is "FILE item 17", or "FILE id" for this project's rows.
+def read_benchmark(path: Path) -> Iterator[tuple[Path, str, Parts]]:
+    """(file, name, parts) of each item of a file or folder; the name is "FILE item 17", "FILE id" for rows of our own.
 
     Raises FileNotFoundError, or ValueError with file and item.
     """
@@ -198,7 +203,7 @@ def read_benchmark(path: Path) -> Iterator[tuple[str, Parts]]:
             try:
                 for parts in _items(row):
                     count += 1
-                    yield f"{file.name} {row['id'] if file.suffix == '.jsonl' and 'id' in row else place}", parts
+                    yield file, f"{file.name} {row['id'] if file.suffix == '.jsonl' and 'id' in row else place}", parts
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise ValueError(f"{file} {place}: not a benchmark item ({type(error).__name__}: {error})") from None
         if not count:

@@ -95,7 +95,7 @@ _LETTERED = re.compile(
     rf"{_PREFIX}(?P<open>[(\[\"'])?(?:(?P<letter>[A-J])|(?P<low>[a-j])(?=\s?[.):、\]]))"
     r"(?:\s?[.):、\]\"']+|\s+[-–—]\s|(?=\s*\()|(?=,? (?:because|since|as|is)\b)|(?=项)|(?=[,;]\s))\s*"
 )
-_ANOTHER = re.compile(r"(?:\b(?:or|but)\b|或者?|但是?)\W{0,3}(?:[Oo]ption |选项?)?[(\[]?([A-J])(?![A-Za-z])")
+_ANOTHER = re.compile(r"\W*(?:\bor\b|或者?)\W{0,3}(?:[Oo]ption |选项?)?[(\[]?([A-J])(?![A-Za-z])")
 _REJECTED = re.compile(r"\W*(?:is |was )?(?:wrong|incorrect|not right)\b|\W*(?:是)?(?:错|不对|不正确)")
 _NEXT = re.compile(r"(?:[;,、/&\n]|\band\b|和)\s*(?:and\s+)?[(\[]?([A-J])[.):、\]]+\s*")
 
@@ -112,11 +112,12 @@ def _statement(key: str, options: Mapping[str, str]) -> tuple[str, str]:
         return "", f"the answer {first!r:.80} names no letter"
     first = flat[match.end() :]  # its width no longer matters: it is only compared
     letter = (match["letter"] or match["low"]).upper()
-    if plain(first) != plain(options.get(letter, "")):
-        if _REJECTED.match(first):
-            return "", f"the answer {flat!r:.80} says that {letter} is wrong"
-        if (other := _ANOTHER.search(first)) and other[1] != letter and other[1] in options:
-            return "", f"the answer {flat!r:.80} may be {letter} or {other[1]}"
+    own = options.get(letter, "").strip()
+    behind = first[len(own) :] if own and first.casefold().startswith(own.casefold()) else first
+    if behind == first and _REJECTED.match(first):
+        return "", f"the answer {flat!r:.80} says that {letter} is wrong"
+    if (other := _ANOTHER.match(behind)) and other[1] in options:
+        return "", f"the answer {flat!r:.80} may be {letter} or {other[1]}"
     pieces = [(letter, first)]
     if plain(first) != plain(options.get(letter, "")):
         cut = _NEXT.split(first)

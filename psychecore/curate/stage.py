@@ -55,11 +55,16 @@ class Stage(Protocol):
 
 @dataclass
 class StageCounts:
-    """Rows read and kept, and those rejected by reason."""
+    """Rows read and kept, those rejected by reason, and requests that servers had no room for."""
 
     read: int = 0
     kept: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
+    refused: int = 0
+
+    def to_row(self) -> dict[str, Any]:
+        """As JSON has it; without `refused` where none was."""
+        return {name: value for name, value in asdict(self).items() if value or name != "refused"}
 
 
 def run_stage(
@@ -69,11 +74,13 @@ def run_stage(
     batch_size: int = 32,
     settings: Any = None,
     check: Callable[[dict[str, Any]], object] | None = None,
+    refused: Callable[[], int] = lambda: 0,
 ) -> StageCounts:
     """Run `stage` over the JSONL file `source` and write its files into `folder`; a finished one is not run again.
 
     `settings` (JSON) is all that the result depends on besides the rows: where it or the source has changed, the stage
     starts anew. `check` raises ValueError for a wrong row; all rows are checked before the first is worked on.
+    `refused` counts the requests that servers had no room for: a stage with such runs again, since they may have more.
     Raises ValueError with file and line for a row that is no object, has no id or one seen before, or fails the check;
     and where a finished file was changed by hand.
     """
@@ -88,13 +95,14 @@ def run_stage(
     with Progress(stage.name, rows, work.counts.read) as bar, work.open(), open(source, "rb") as file:
         file.seek(work.position)
         for numbers, batch in _batches(file, work.counts.read, batch_size):
+            before = refused()
             try:
                 outcomes = stage.batch(batch)
             except ValueError as error:
                 raise ValueError(f"{source} rows {numbers[0]} to {numbers[-1]}: {error}") from error
             if len(outcomes) != len(batch):
                 raise RuntimeError(f"stage {stage.name!r} gave {len(outcomes)} outcomes for {len(batch)} rows")
-            work.add(outcomes, file.tell())
+            work.add(outcomes, file.tell(), refused() - before)
             bar.update(len(batch))
     work.finish()
     done.write(work.counts)
@@ -149,9 +157,10 @@ class Done:
                     f"stage runs again; or give your file as an input to a run of the later stages"
                 )
         counts = StageCounts(**record.pop("counts"))
-        if record == self.key and len(present) == len(written):
+        if record == self.key and len(present) == len(written) and not counts.refused:
             return counts
-        reason = next(_differences(record, self.key), f"not all of its files are in {self.folder}")
+        other = f"a server had no room for {counts.refused} requests" if counts.refused else ""
+        reason = next(_differences(record, self.key), other or f"not all of its files are in {self.folder}")
         logging.getLogger(__name__).warning("stage %s runs again: %s", self.name, reason)
         self.path.unlink()
         return None
@@ -170,7 +179,7 @@ class Done:
     def write(self, counts: StageCounts) -> None:
         """Say that the stage is finished."""
         outputs = {name: digest(self.folder / name) for name in self.outputs}
-        record = {**self.key, "counts": asdict(counts), "outputs": outputs}
+        record = {**self.key, "counts": counts.to_row(), "outputs": outputs}
         replace_file(self.path, [json.dumps(record, ensure_ascii=False, indent=2) + "\n"])
 
 
@@ -227,7 +236,7 @@ class _Work:
         for file in self.files:
             file.close()
 
-    def add(self, outcomes: Sequence[Outcome], position: int) -> None:
+    def add(self, outcomes: Sequence[Outcome], position: int, refused: int) -> None:
         """Write a batch's rows, then that they hold; `position` is where the source goes on."""
         reasons = Counter(self.counts.rejected)
         kept = [row for outcome in outcomes for row in outcome.kept]
@@ -240,7 +249,10 @@ class _Work:
             os.fsync(file.fileno())
         self.sizes, self.position = [file.tell() for file in self.files], position
         self.counts = StageCounts(
-            self.counts.read + len(outcomes), self.counts.kept + len(kept), dict(sorted(reasons.items()))
+            self.counts.read + len(outcomes),
+            self.counts.kept + len(kept),
+            dict(sorted(reasons.items())),
+            self.counts.refused + refused,
         )
         self._note()
 

@@ -103,9 +103,9 @@ class Conversation:
         check_messages(messages)
         spoken = [(n, message) for n, message in enumerate(messages, 1) if message["role"] == "assistant"]
         for number, message in spoken:
-            if message.get("weight", 1) not in (0, 1):
+            if message.get("weight") not in (None, 0, 1):
                 raise ValueError(f"message {number} has weight {message['weight']!r:.80}, but must be 0 or 1")
-        trained = [(number, message) for number, message in spoken if message.get("weight", 1)]
+        trained = [(number, message) for number, message in spoken if message.get("weight") != 0]
         if not trained:
             raise ValueError("messages hold no assistant turn (of weight 1), so there is nothing to train on")
         for number, message in trained:

@@ -38,11 +38,15 @@ def taught_spans(
             )
             break
         body, words = text[start : end.start()].rstrip(), message["content"].strip()
-        trained, plain, rendered = message.get("weight", 1) != 0, _dense(words), _dense(body)
-        if plain not in (rendered, _dense(before) + rendered):
+        trained, plain, rendered = message.get("weight") != 0, _dense(words), _dense(body)
+        said = {plain, plain.removeprefix("<think></think>")}  # an empty block is no loss
+        if trained and message.get("tool_calls") and rendered == plain:
+            trained = False
+            faults.append(f"message {number}: the chat template leaves out the tool calls, so they would not be learnt")
+        elif said.isdisjoint((rendered, _dense(before) + rendered)):
             if words and body.endswith(words):
                 start += len(body) - len(words)  # the template put something before the words
-            elif trained and not ("tool_calls" in message and plain in rendered):
+            elif trained and not (message.get("tool_calls") and plain in rendered):
                 trained = False
                 faults.append(
                     f"message {number}: the chat template leaves out or changes part of these words (many leave out "

@@ -117,7 +117,8 @@ def matmul_peak(runtime: Runtime, dtype: torch.dtype, size: int = 2048, seconds:
     Of random numbers: a GPU multiplies constants faster, since they take less power.
     """
     size = size if runtime.device.type == "cpu" else 4 * size
-    a, b = (torch.randn(size, size, device=runtime.device).to(dtype) for _ in range(2))
+    own = torch.Generator(runtime.device).manual_seed(0)  # the global one's state is part of a run
+    a, b = (torch.randn(size, size, device=runtime.device, generator=own).to(dtype) for _ in range(2))
     watch, best = Stopwatch(runtime), 0.0
     for number in range(100):
         with watch(str(number)):

@@ -425,7 +425,7 @@ def test_a_wrong_config_is_refused(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8])
 def test_on_pceb_recall_is_at_least_95_percent_and_precision_is_1(shared_folder: Path, threshold: float) -> None:
-    parts = [parts for _, parts in read_benchmark(shared_folder / "data" / "pceb")]
+    parts = [parts for *_, parts in read_benchmark(shared_folder / "data" / "pceb")]
     rows = [
         {
             "id": str(i),
@@ -461,7 +461,7 @@ def test_on_pceb_recall_is_at_least_95_percent_and_precision_is_1(shared_folder:
 def test_pceb_finds_itself_and_not_the_demo_corpus(shared_folder: Path) -> None:
     folder = shared_folder / "data" / "pceb"
     index = Benchmarks(DecontaminateConfig(benchmarks=(str(folder),)))
-    reasons = [index.find(shingle(parts)) for _, parts in read_benchmark(folder)]
+    reasons = [index.find(shingle(parts)) for *_, parts in read_benchmark(folder)]
     assert all(reason is not None and reason[0] == "benchmark_exact" for reason in reasons)
     data = Path(__file__).resolve().parents[2] / "recipes" / "data"
     for name in ("passages_zh.jsonl", "passages_en.jsonl"):

@@ -519,6 +519,15 @@ def test_the_number_of_a_help_line_stays_in_cleaning_and_in_dialogues(line: str)
     assert clean_text(text, "en") == text or "：" in text
     assert re.sub(r"\D", "", line) in re.sub(r"\D", "", clean_text(text, "en"))
     assert not [one for one in private_data(text) if one.kind == "contact"]
-    private = "You could call me at 212-555-0147 today."
-    assert "0147" not in clean_text(private, "en")
-    assert private_data(private)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["You could call me at 212-555-0147 today.", "My cell is +44 20 7946 0147.", "求助者电话：13812340147",
+     "I called the crisis hotline but nobody answered, so text me at 415-555-0147.", "自杀者家属的电话是13812340147",
+     "I left the helpline my number, 415-555-0147", "危机干预对象的联系电话13812340147",
+     "心理援助热线我打了，我的手机13812340147", "Call the helpline at 415-555-0147."],
+)  # fmt: skip
+def test_a_private_number_goes_though_a_help_line_is_spoken_of(text: str) -> None:
+    assert "0147" not in clean_text(text)
+    assert [one for one in private_data(text) if one.kind == "contact"]

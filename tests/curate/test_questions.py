@@ -177,9 +177,11 @@ OPTIONS = {"A": "Shaping", "B": "B. F. Skinner", "C": "Extinction", "D": "A rest
         ("(A) and (C)", "AC"), ("A, C, and D", "ACD"), ("A. Shaping; C. Extinction", "AC"), ("A & C", "AC"),
         ("A. Shaping\nC. Extinction", "AC"), ("A. Shaping\nC. It is wrong because", "A"), ("A；C", "AC"), ("E", "E"),
         ("A. Extinction", ""), ("A rewarded response", ""), ("a bad one", ""), ("", ""), ("one of A-D", ""), ("1", ""),
-        ("A. Shaping or B. B. F. Skinner", ""), ("A, but C is also right", ""), ("A is wrong, C", ""),
+        ("A. Shaping or B. B. F. Skinner", ""), ("A is wrong, C", ""),
         ("A不对，选C", ""),
-        ("C, not A", "C"), ("C. Extinction, or the end of reinforcement", "C"),
+        ("C, not A", "C"), ("C. Extinction, not A or B", "C"), ("C (A or B would be wrong)", "C"),
+        ("C because A or B fit", "C"),
+        ("C is correct, but A is tempting", "C"), ("C. Extinction, or the end of reinforcement", "C"),
         ("the letter", ""), ("A or C", ""), ("ABCX", ""), ("C\0A", ""), ("C\0C", "C"),
     ],
 )  # fmt: skip
@@ -378,3 +380,11 @@ def test_objects_are_read_as_json_reads_them_where_json_can() -> None:
 )
 def test_thinking_is_dropped(reply: str, said: str) -> None:
     assert without_thinking(reply) == said
+
+
+@pytest.mark.parametrize("right", ["正确", "错误", "错", "不正确"])
+def test_an_option_that_is_a_verdict_is_a_key(right: str) -> None:
+    options = {"A": "对" if right != "正确" else "正确", "B": right if right != "正确" else "错误"}
+    letter = "A" if right == "正确" else "B"
+    for key in (letter, f"{letter}. {right}", f"{letter}. {right}，因为样本太小。", f"{letter}. {right}。本题考查抽样"):
+        assert read_key(key, options) == (letter, ""), key

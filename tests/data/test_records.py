@@ -86,7 +86,6 @@ def test_a_conversation_without_an_assistant_is_refused(tmp_path):
         ({"content": " \n"}, "message 2: the assistant says nothing"),
         ({"content": "B", "weight": 0}, r"no assistant turn \(of weight 1\)"),
         ({"content": "B", "weight": 0.5}, "message 2 has weight 0.5, but must be 0 or 1"),
-        ({"content": "B", "weight": None}, "message 2 has weight None, but must be 0 or 1"),
     ],
 )
 def test_turns_that_teach_nothing_are_refused_or_say_so(turn, message, tmp_path):

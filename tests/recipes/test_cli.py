@@ -168,6 +168,9 @@ def test_a_number_that_no_run_can_use_is_named(name: str, values: str) -> None:
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(flags: list[str], message: str) -> None:
+    # a ratio by sequence is not 1 for the sampler's part of the weight
+    capped = ["--train.mini_batches=1", "--train.loss.ratio=sequence", "--train.loss.importance_cap=2"]
+    load_config(GrpoRecipe, [*NEEDED, *capped], None)
     with pytest.raises(ValueError, match=message):
         load_config(GrpoRecipe, [*NEEDED, *flags], None)
 

@@ -72,6 +72,10 @@ def test_settings_of_gpu_and_work_are_read() -> None:
         _ = planner("--gpu", "custom", *[f for f in flags if "link" not in f]).machine
     with pytest.raises(ValueError, match="give --gpu custom"):
         planner(*flags)
+    with pytest.raises(ValueError, match="leave out --model and --ranks"):
+        planner("--table", "true", "--ranks", "3")
+    with pytest.raises(ValueError, match="there is one rank"):
+        planner("--ranks", "1", "--sft.sharding.cpu_offload", "true")
     with pytest.raises(FileNotFoundError, match=r"built in are Qwen2\.5-0\.5B"):
         plan.find_model("Qwen2.5-8B")
     config = load_config(

@@ -145,7 +145,8 @@ def test_a_run_without_checkpoint_starts_its_logs_anew_and_changed_data_is_refus
     for _ in range(2):
         assert run(server, "sft", "anew", *flags)[0] == 0
         assert [row["step"] for row in metrics(workplace, "anew")] == [1]
-        shutil.rmtree(workplace / "anew" / "checkpoints")  # as if killed before the first one
+        for name in ("checkpoints", "export"):  # as if killed before the first one
+            shutil.rmtree(workplace / "anew" / name)
     assert run(server, "sft", "anew", *flags)[0] == 0
     train.write_text("".join(train.read_text().splitlines(keepends=True)[:-1]))
     code, said = run(server, "sft", "anew", *flags)

@@ -173,6 +173,9 @@ def test_several_runs_share_their_axes_and_can_be_hidden(driver: Any, finished: 
     assert len(chart.find_elements("css selector", ".line")) == 1
     with pytest.raises(ValueError, match="--out"):
         report_main([str(folder), str(finished)])
+    with pytest.raises(ValueError, match="is a folder: name the file"):
+        report_main([str(folder), "--out", str(folder.parent)])
+    assert not list(folder.parent.parent.glob(".*.partial"))
 
 
 @pytest.mark.parametrize("width", [1280, 390])

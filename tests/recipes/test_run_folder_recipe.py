@@ -83,6 +83,24 @@ def test_a_model_of_the_hub_may_lie_in_another_cache(tmp_path: Path) -> None:
     assert list(told[0]) == ["owner/name/config.json"]
 
 
+def test_a_run_that_began_before_an_option_was_there_goes_on(tmp_path: Path) -> None:
+    config = sft(tmp_path, "--evaluation.files", "./a.jsonl,b.jsonl")
+    open_run_folder(config.run.folder, dump_config(config), ALONE)
+    run_folder._LOCKS.clear()
+    (config.run.folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    path = config.run.folder / "config.toml"
+    older = "".join(line for line in path.read_text().splitlines(keepends=True) if not line.startswith("thinking"))
+    path.write_text(older.replace('"a.jsonl"', '"./a.jsonl"'))
+    assert run_folder.difference(path, dump_config(config)) == ""
+    open_run_folder(config.run.folder, dump_config(config), ALONE)
+    run_folder._LOCKS.clear()
+    path.write_text(older.replace("[train]", "[train]\nold_option = 3"))
+    with pytest.raises(ValueError, match=r"--train\.old_option is 3 there and None here"):
+        open_run_folder(config.run.folder, dump_config(config), ALONE)
+    then = {"/h/hub/models--owner--name/snapshots/0abc/config.json": "1"}
+    run_folder.check_hashes(then, {"owner/name/config.json": "1"}, "then")
+
+
 def test_evaluations_of_steps_that_are_taken_again_are_forgotten(tmp_path: Path) -> None:
     rows = {"before": {"step": 0}, "step 200": {"step": 200}, "step 250": {"step": 250}, "after": {"step": 400}}
     (tmp_path / "evaluation.json").write_text(json.dumps(rows))

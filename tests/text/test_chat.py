@@ -243,3 +243,24 @@ def test_the_switch_of_a_template_holds_in_all_that_is_rendered(shared_folder: P
     assert whole.loss_mask.index(True) == len(asked[2].ids)
     with pytest.raises(ValueError, match="thinking is False, but the chat template has no switch for it"):
         load_tokenizer(smollm2_folder, thinking=False)
+
+
+def test_an_empty_think_block_is_no_word_and_tool_calls_that_are_left_out_are_told(
+    shared_folder: Path, smollm2_folder: Path
+) -> None:
+    qwen3 = load_tokenizer(shared_folder / "data" / "tokenizers" / "qwen3")
+    closed = [{"role": "assistant", "content": f"<think>\n\n</think>\n\n{word}"} for word in ("Yes.", "No.")]
+    words, fault = taught(qwen3, [ASK, closed[0], ASK, closed[1]])
+    assert (words, fault) == ("Yes.<|im_end|><think>\n\n</think>\n\nNo.<|im_end|>", "")
+    assert taught(qwen3, [ASK, {"role": "assistant", "content": "B"}]) == ("B<|im_end|>", "")  # its own block is not
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"at": "Bonn"}}}
+    calling: Any = {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert taught(qwen3, [ASK, calling])[1] == ""
+    assert "weather" in taught(qwen3, [ASK, calling])[0]
+    for content in ("", "Let me look."):
+        words, fault = taught(load_tokenizer(smollm2_folder), [ASK, {**calling, "content": content}])
+        assert (words, fault) == (
+            "",
+            "message 2: the chat template leaves out the tool calls, so they would not be learnt",
+        )
+    assert taught(load_tokenizer(smollm2_folder), [ASK, {**SAY, "tool_calls": None, "weight": None}])[1] == ""
