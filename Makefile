@@ -18,16 +18,16 @@ COUNSEL_CHAT ?= ../shared/data/counsel_chat/counsel_chat.jsonl
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed-demo ## from a fresh clone to a reward that rises: fetch SmolLM2, SFT, GRPO, the table
+demo: $(VENV)/.installed-demo ## from a fresh clone to a reward that rises: fetch SmolLM2, compose, curate, SFT, GRPO, the table
 	$(RUN) recipes/demo_model.py
 	$(RUN) recipes/pipeline.py --config recipes/presets/demo.toml
 
 test: $(VENV)/.installed-test ## ruff, mypy, bandit, pytest, and the demo cut to a few steps
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy
-	$(RUN) -m bandit -q -c pyproject.toml -r psychecore kernels recipes benchmarks
-	$(RUN) recipes/demo_model.py
+	$(RUN) -m mypy & types=$$!; \
+	  $(RUN) -m bandit -q -c pyproject.toml -r psychecore kernels recipes benchmarks && $(RUN) recipes/demo_model.py; \
+	  others=$$?; wait $$types && exit $$others
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --timeout 600 --timeout-method signal
 	rm -rf runs/smoke
 	$(RUN) recipes/pipeline.py --config recipes/presets/smoke.toml

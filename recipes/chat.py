@@ -245,7 +245,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="run folder, Hugging Face folder or hub id")
     parser.add_argument("--system", default="none", help="system prompt: a text, en, zh, or none (default)")
-    parser.add_argument("--think", choices=("dim", "hide"), default="dim")
+    parser.add_argument("--think", choices=("dim", "hide"), default="dim", help="thoughts are shown dimmed, or not")
     parser.add_argument("--thinking", choices=("on", "off"), help="the switch of chat templates that have one (Qwen3)")
     parser.add_argument("--params", nargs="*", default=[], metavar="NAME=VALUE", help="as in /params")
     # one sequence takes as long as its weights take to read, so half the bytes are half the time or a little more

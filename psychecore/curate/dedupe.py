@@ -40,7 +40,7 @@ from psychecore.durable import replace_file
 try:
     from datasketch import MinHash
 except ImportError:
-    raise ImportError("psychecore.curate.dedupe needs datasketch: pip install 'psychecore[curate]'") from None
+    raise ImportError("curation needs datasketch: pip install -e '.[curate]' in psychecore's folder") from None
 
 ESTIMATE_SIGMAS = (
     4.0  # a pair whose signatures agree this much too little is not checked further: 1 in 30,000 is missed

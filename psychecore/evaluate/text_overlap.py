@@ -58,7 +58,7 @@ def _load() -> _Tools:
     except ImportError as error:
         raise ImportError(
             f"{error.name} is missing: open answers are scored with jieba, rouge-chinese and nltk, "
-            "pip install 'psychecore[eval]'"
+            "pip install -e '.[eval]' in psychecore's folder"
         ) from None
     jieba.setLogLevel(logging.WARNING)
     words = jieba.Tokenizer()

@@ -17,7 +17,9 @@ def write_events(runs: Sequence[Path], folder: Path) -> int:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ValueError(f"event files need tensorboard ({error}): pip install 'psychecore[report]'") from None
+        raise ValueError(
+            f"event files need tensorboard ({error}): pip install -e '.[report]' in psychecore's folder"
+        ) from None
     count = 0
     for run in open_runs(runs):
         target = folder / run.name

@@ -40,6 +40,6 @@ def test_an_empty_answer_scores_nothing_and_an_empty_gold_is_an_error() -> None:
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jieba", None)
     module._load.cache_clear()
-    with pytest.raises(ImportError, match=r"jieba is missing: .*pip install 'psychecore\[eval\]'"):
+    with pytest.raises(ImportError, match=r"jieba is missing: .*pip install -e '\.\[eval\]'"):
         text_overlap("x", "y")
     module._load.cache_clear()

@@ -106,7 +106,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[T
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    "name",  # the norm after an addition holds the other two
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("norm", "norm of heads"))) for name in FUNCTIONS],
+)
 def test_values_and_gradients_are_those_of_float64_to_rounding(name: str, dtype: torch.dtype) -> None:
     """Against formulas of their own; compiled twice, with gradient and without, so that this can't be plain torch."""
     ours, formula, wide = FUNCTIONS[name]
@@ -169,7 +172,9 @@ def test_small_tensors_float64_and_other_processes_go_without() -> None:
     ("setting", "said"),
     [
         ({"CXX": "no-such-compiler"}, "no-such-compiler"),
-        ({"CXX": "no-such-compiler", "TORCHDYNAMO_SUPPRESS_ERRORS": "1"}, "switched off"),
+        pytest.param(
+            {"CXX": "no-such-compiler", "TORCHDYNAMO_SUPPRESS_ERRORS": "1"}, "switched off", marks=pytest.mark.slow
+        ),
         pytest.param({"TORCHDYNAMO_DISABLE": "1"}, "switched off", marks=pytest.mark.slow),
         pytest.param({"TORCH_COMPILE_DISABLE": "1"}, "switched off", marks=pytest.mark.slow),
     ],
@@ -208,6 +213,7 @@ def test_a_folder_of_another_user_is_refused(kind: str, tmp_path: Path, monkeypa
         assert folder.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.slow  # a minute of g++; the functions that are compiled are tested one by one above
 def test_the_real_models_loss_and_gradients_are_transformers(smollm2_folder: Path) -> None:
     """Compiled, with activations made again in backward, where compiled functions run a second time."""
     text = "Sleep comes sooner when the hour before it is quiet, dark and always the same. " * 9

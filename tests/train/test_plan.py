@@ -89,7 +89,7 @@ def total(kinds: dict[str, float]) -> float:
     ("name", "checkpoint"),
     [
         ("tied", False),
-        ("untied", True),
+        pytest.param("untied", True, marks=pytest.mark.slow),
         pytest.param("qk norm", False, marks=pytest.mark.slow),
     ],
 )
