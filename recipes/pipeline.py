@@ -62,8 +62,10 @@ class PipelineOptions:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A preset with the tables [pipeline], [sft] and [grpo]. data.train, run.folder, run.seed and evaluation.files of both
-    stages and grpo.model.path are set here: the preset holds them for the single recipes, and flags for them are refused.
+    """A preset with the tables [pipeline], [sft] and [grpo].
+
+    data.train, run.folder, run.seed and evaluation.files of both stages and grpo.model.path are set here: the preset
+    holds them for the recipes alone, and flags for them are refused.
     """
 
     sft: SftRecipe
