@@ -95,12 +95,14 @@ class Curation:
         def write() -> StageCounts:
             rows: dict[str, Iterator[dict[str, Any]]] = {"passages": iter(()), "posts": iter(()), "given": iter(())}
             if options.texts:
-                rows["passages"] = first(read_passages(options.texts, config.passages), options.passage_limit)
+                rows["passages"] = first(
+                    read_passages(options.texts, config.passages), limits[0], "sources.passage_limit"
+                )
             if options.posts:
                 read = chain.from_iterable(map(read_posts, options.posts))
-                rows["posts"] = first(read, options.post_limit)
+                rows["posts"] = first(read, limits[1], "sources.post_limit")
             if options.questions:
-                rows["given"] = read_given(options.questions, options.question_limit)
+                rows["given"] = first(read_given(options.questions), limits[2], "sources.question_limit")
             counts = [write_rows(self.folder / f"{kind}.jsonl", found) for kind, found in rows.items()]
             return StageCounts(sum(counts), sum(counts))
 

@@ -68,10 +68,11 @@ class Passages(Mapping[str, str]):
         self._index.__exit__(*error)
 
 
-def first(rows: Iterator[dict[str, Any]], limit: int) -> Iterator[dict[str, Any]]:
-    """The first `limit` rows; all where it is 0."""
+def first(rows: Iterator[dict[str, Any]], limit: int, option: str) -> Iterator[dict[str, Any]]:
+    """The first `limit` rows, all where it is 0; that there are more is said, with the option that leaves them out."""
     for number, row in enumerate(rows):
         if limit and number == limit:
+            print(f"  the first {limit} only: {option}")
             return
         yield row
 

@@ -113,14 +113,12 @@ def read_posts(path: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-def read_given(path: Path, limit: int = 0) -> Iterator[dict[str, Any]]:
+def read_given(path: Path) -> Iterator[dict[str, Any]]:
     """Ready questions with whatever notes they carry, but for those of an earlier curation, marked "given".
 
     Raises ValueError with file and line.
     """
-    for count, (number, row) in enumerate(read_jsonl(path)):
-        if limit and count == limit:
-            return
+    for number, row in read_jsonl(path):
         try:
             question = Question.from_row(row)
         except ValueError as error:

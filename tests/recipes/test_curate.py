@@ -507,3 +507,13 @@ def test_deduplication_tells_how_far_it_is(
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     stages(place, "sources clean questions dedupe")
     assert "dedupe: 40 of " in capsys.readouterr().err
+
+
+def test_what_a_limit_leaves_out_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--run.stage=sources", "--sources.passage_limit=2", "--sources.post_limit=1000"]
+    curate.main(recipe(place, *flags, "--sources.question_limit=10"))
+    said = capsys.readouterr().out
+    assert "the first 2 only: sources.passage_limit" in said
+    assert "the first 10 only: sources.question_limit" in said
+    assert "post_limit" not in said
+    assert len((place / "out" / "given.jsonl").read_text("utf-8").splitlines()) == 10
