@@ -214,7 +214,10 @@ def encode(questions: list[Question], tokenizer: Tokenizer, max_tokens: int) -> 
     """Prompt token ids of all questions. Raises ValueError for a prompt that is too long."""
     prompts = []
     for question in questions:
-        ids = prompt_ids(tokenizer, question)
+        try:
+            ids = prompt_ids(tokenizer, question)
+        except ValueError as error:
+            raise ValueError(f"question {question.id!r}: {error}") from None
         if len(ids) > max_tokens:
             raise ValueError(
                 f"question {question.id!r} has a prompt of {len(ids)} tokens, more than data.max_prompt_tokens "

@@ -75,6 +75,11 @@ class GrpoRecipe:
         params, reference = self.sampling.params, self.reference
         if params.seed:
             raise ValueError(f"sampling.params.seed is {params.seed}, but run.seed decides what is sampled: set that")
+        if self.model.thinking is False and self.reward.format_weight > 0:
+            raise ValueError(
+                "model.thinking is false, so answers hold no think block, without which reward.format is 0: give "
+                "--reward.format_weight 0, or leave thinking on"
+            )
         loss, usual = self.train.loss, LossConfig()
         idle = [f"loss.{k}" for k in ("clip_low", "clip_high") if getattr(loss, k) != getattr(usual, k)]
         idle += ["loss.ratio"] if loss.ratio != usual.ratio and loss.importance_cap is None else []

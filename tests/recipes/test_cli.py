@@ -163,6 +163,7 @@ def test_a_number_that_no_run_can_use_is_named(name: str, values: str) -> None:
         ),
         (["--train.mini_batches=1", "--train.loss.clip_high=0.28"], "loss.clip_high changes nothing at mini_batches 1"),
         (["--train.loss.constant_length=40"], "constant_length is of normalisation"),
+        (["--model.thinking=false"], "without which reward.format is 0: give --reward.format_weight 0"),
         (["--train.loss.kl_coefficient=0", "--reference.path=other"], "there is no reference"),
         (["--train.loss.kl_coefficient=0", "--reference.refresh_every=2"], "there is no reference"),
     ],
