@@ -275,6 +275,6 @@ def test_without_tensorboard_the_way_to_it_is_named(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ValueError, match=r"need tensorboard .*pip install 'psychecore\[report\]'"):
+    with pytest.raises(ValueError, match=r"need tensorboard .*pip install -e '\.\[report\]'"):
         report_main([str(folder), "--tensorboard", str(tmp_path / "tb")])
     assert not (tmp_path / "tb").exists()
