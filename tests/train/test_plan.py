@@ -85,14 +85,8 @@ def total(kinds: dict[str, float]) -> float:
     return sum(kinds.values())
 
 
-@pytest.mark.parametrize(
-    ("name", "checkpoint"),
-    [
-        ("tied", False),
-        pytest.param("untied", True, marks=pytest.mark.slow),
-        pytest.param("qk norm", False, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow  # the update below is measured in the same way
+@pytest.mark.parametrize(("name", "checkpoint"), [("tied", False), ("untied", True), ("qk norm", False)])
 def test_an_sft_step_takes_the_planned_memory(name: str, checkpoint: bool) -> None:
     job = {"recipe": "sft", "dtype": "float32", "model": MODELS[name], "checkpoint": checkpoint}
     measured = in_a_process("measure_memory.py", job | {"sequences": 3, "length": 64})["update"]
