@@ -59,11 +59,8 @@ def put(page: str, name: str, table: str) -> str:
 
 def measured(name: str, ending: str) -> dict[str, Any]:
     """A result of the processor that measured the rollouts, nothing for another's: a clone holds those of others."""
-    result, places = (
-        read(name + ending),
-        [read(one + ending).get("machine", {}).get("cpu") for one in ("rollouts", name)],
-    )
-    return result if places[0] == places[1] else {}
+    rollouts, result = read(f"rollouts{ending}"), read(name + ending)
+    return result if result.get("machine", {}).get("cpu") == rollouts.get("machine", {}).get("cpu") else {}
 
 
 def rows(ending: str) -> Iterator[tuple[str, str, str]]:

@@ -152,6 +152,16 @@ class Watch:
         os._exit(EXIT_STUCK)
 
 
+def device_kind(asked: str, option: str) -> str:
+    """ "cpu" or "cuda" for what an option asks: these, or "auto" for CUDA where there is one. Raises ValueError."""
+    if asked not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device is {asked!r}, but must be auto, cpu or cuda")
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise ValueError(f"{option} is cuda, but torch sees no GPU: use cpu or auto")
+    return "cuda" if available and asked != "cpu" else "cpu"
+
+
 @contextmanager
 def runtime(device: str = "auto", timeout_minutes: float = 60.0) -> Iterator[Runtime]:
     """Join the process group that torchrun describes (or none), and leave it again.
@@ -163,13 +173,9 @@ def runtime(device: str = "auto", timeout_minutes: float = 60.0) -> Iterator[Run
     longer than `timeout_minutes` for another rank ends the run, and so does a phase that lasts longer. SIGTERM,
     SIGINT and SIGHUP are remembered for `Runtime.stop_signal`; a second one ends the process.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device is {device!r}, but must be auto, cpu or cuda")
+    kind = device_kind(device, "--run.device")
     if not 0 < timeout_minutes <= 1e6:
         raise ValueError(f"timeout_minutes is {timeout_minutes}, but must be above 0 and at most 1e6")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no GPU; use --run.device cpu or auto")
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     place = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,6 +48,24 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: must hold one JSON object")
     return value
+
+
+def local_or_hub(source: str | os.PathLike[str], what: str, patterns: Sequence[str]) -> Path:
+    """The folder of a `what` ("model"); a hub id's own files of these patterns are downloaded to the hub cache.
+
+    Raises FileNotFoundError, naming the source, where there is none.
+    """
+    path, name = Path(source), os.fspath(source)
+    if path.is_dir():
+        return path
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise FileNotFoundError(f"{what} folder {name!r} does not exist (a hub id would read 'owner/name')")
+    import huggingface_hub  # takes a while, and is needed here alone
+
+    try:  # whoever may write to the repository may change it: its files are read as untrusted, and none is code
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns], ignore_patterns=["*/*"]))  # nosec
+    except Exception as error:
+        raise FileNotFoundError(f"{name!r} is no local folder, and the hub did not give it: {error}") from error
 
 
 def within(folder: Path, name: str) -> Path:

@@ -33,6 +33,7 @@ from psychecore.durable import create_file
 from psychecore.model.pretrained import load_model
 from psychecore.rollout.sampler import Sampler
 from psychecore.rollout.sampling import SamplingParams
+from psychecore.runtime import device_kind
 from psychecore.text.chat import OPEN, Message, opens_thinking, split_think
 from psychecore.text.tokenizer import Encoded, Tokenizer, load_tokenizer
 
@@ -254,9 +255,7 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     # the paper's temperature and top-p; its 2,048 tokens would fill small models' context
     params = change_params(SamplingParams(temperature=0.7, top_p=0.9, max_new_tokens=512), options.params)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device is cuda, but torch sees no GPU: use cpu or auto")
-    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device(device_kind(options.device, "--device"))
     path = model_folder(options.model)
     tokenizer = load_tokenizer(path, {"on": True, "off": False}.get(options.thinking))
     model = load_model(path, getattr(torch, options.dtype), device)

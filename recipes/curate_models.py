@@ -14,6 +14,7 @@ from psychecore.curate.cache import Cache, CachedGenerator
 from psychecore.curate.endpoint import EndpointConfig, EndpointGenerator
 from psychecore.curate.generator import LocalGenerator
 from psychecore.model.products import fast_dtype
+from psychecore.runtime import device_kind
 
 FORM = "[NAME=]FOLDER, [NAME=]HUB/ID or [NAME=]http://HOST:PORT/v1#MODEL"
 
@@ -132,11 +133,8 @@ def make_generator(spec: str, options: Any) -> LocalGenerator | EndpointGenerato
             thinking=options.thinking,
         )
         return EndpointGenerator(endpoint, name)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no GPU: take cpu or auto")
     if options.slots < 1 or options.max_length < 2:
         raise ValueError(f"slots {options.slots} must be at least 1, max_length {options.max_length} at least 2")
-    cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda" if cuda else "cpu")
+    device = torch.device(device_kind(options.device, "device"))
     dtype = fast_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
     return LocalGenerator(source, name, dtype, device, options.slots, options.max_length, thinking=options.thinking)

@@ -37,7 +37,11 @@ from psychecore.durable import replace_file
 from psychecore.runtime import SIGNALS
 
 RECIPES = Path(__file__).resolve().parent
-SET_HERE = ("data.train", "run.folder", "run.seed", "evaluation.files")  # of both stages; a preset may hold them
+_BOTH = ("data.train", "run.folder", "run.seed", "evaluation.files")
+SET_HERE = {
+    "grpo.model.path",
+    *(f"{stage}.{key}" for stage in ("sft", "grpo") for key in _BOTH),
+}  # a preset may hold them
 
 
 @dataclass(frozen=True)
@@ -125,11 +129,12 @@ def main(config: Pipeline) -> None:
 def refuse_set_here(argv: list[str]) -> None:
     """Raise ValueError for an option of a stage that the pipeline sets itself."""
     for item in argv:
-        stage, _, key = item.partition("=")[0].removeprefix("--").partition(".")
-        if (stage in ("sft", "grpo") and key in SET_HERE) or (stage, key) == ("grpo", "model.path"):
+        name = item.partition("=")[0].removeprefix("--")
+        if name in SET_HERE:
             raise ValueError(
-                f"option --{stage}.{key} would be ignored: the pipeline trains on what it composes and curates, and "
-                f"takes --pipeline.folder and --pipeline.seed; to train on files of your own run recipes/{stage}.py"
+                f"option --{name} would be ignored: the pipeline trains on what it composes and curates, and takes "
+                "--pipeline.folder and --pipeline.seed; to train on files of your own run "
+                f"recipes/{name.partition('.')[0]}.py"
             )
 
 

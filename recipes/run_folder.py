@@ -208,15 +208,15 @@ def begin_anew(checkpoints: Path, checkpoint_every: int, runtime: Runtime) -> No
     """
     folder = checkpoints.parent
     step = max((row["step"] for row in RunLog(folder, runtime).read("metrics.jsonl")), default=0)
+    sign = ""
     if step > 2 * checkpoint_every:  # one may have been on its way when the run was killed
+        sign = f"{folder / 'metrics.jsonl'} goes to step {step}"
+    elif (folder / "export").exists():  # which is written after the last checkpoint
+        sign = f"{folder} holds the export of a run that ended"
+    if sign:
         raise ValueError(
-            f"{folder / 'metrics.jsonl'} goes to step {step}, but {checkpoints} holds no checkpoint: bring them back "
-            f"(is their disk mounted?), or remove {folder} to begin anew"
-        )
-    if (folder / "export").exists():  # which is written after the last checkpoint
-        raise ValueError(
-            f"{folder} holds the export of a run that ended, but {checkpoints} holds no checkpoint to continue from: "
-            f"bring them back (is their disk mounted?), or remove {folder} to begin anew"
+            f"{sign}, but {checkpoints} holds no checkpoint: bring them back (is their disk mounted?), or remove "
+            f"{folder} to begin anew"
         )
     (folder / "evaluation.json").unlink(missing_ok=True)
 

@@ -107,8 +107,8 @@ class CachedGenerator:
     """A generator that asks only what the cache doesn't hold, and keeps each reply as it arrives, but for refusals.
 
     `asked` and `found` count the requests that went to the model and those that were answered from the cache, `refused`
-    those that had no room. The first
-    time that the cache answers, a line on stderr says so: what a server calls a model may have become another one.
+    those that had no room. The first time that the cache answers, a line on stderr says so: what a server calls a model
+    may have become another one.
     """
 
     def __init__(self, generator: Generator, cache: Cache):

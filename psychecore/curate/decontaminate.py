@@ -83,19 +83,21 @@ class Benchmarks:
         stems = {(file, item.stem.tobytes(), item.key) for file, item in zip(files, items, strict=True)}
         within = Counter((file, stem) for file, stem, _ in stems)
 
-        def own(number: int) -> bool:
-            """Whether its stem is a question, not a form such as "which is right?" that several items have. Benchmarks
-            share questions, with options of their own, so a long one without a case counts in its own file only."""
-            item, stem = items[number], items[number].stem.tobytes()
-            alone = len(item.stem) >= config.least_shingles and not item.context_key
-            return (within[files[number], stem] if alone else shared[stem]) == 1
-
-        numbers = range(len(items))
-        self._stems = {  # from 8 Chinese characters or 7 words
-            items[number].stem.tobytes(): number for number in numbers if len(items[number].stem) >= 6 and own(number)
-        }
+        # Whether an item's stem is a question, not a form such as "which is right?" that several items have. Benchmarks
+        # share questions, with options of their own, so a long one without a case counts in its own file only.
         long = [len(item.stem) >= config.least_shingles for item in items]
-        questions = [items[number].stem if long[number] and own(number) else items[number].body for number in numbers]
+        own = [
+            (within[file, item.stem.tobytes()] if far and not item.context_key else shared[item.stem.tobytes()]) == 1
+            for file, item, far in zip(files, items, long, strict=True)
+        ]
+        self._stems = {  # from 8 Chinese characters or 7 words
+            item.stem.tobytes(): number
+            for number, (item, alone) in enumerate(zip(items, own, strict=True))
+            if alone and len(item.stem) >= 6
+        }
+        questions = [
+            item.stem if far and alone else item.body for item, far, alone in zip(items, long, own, strict=True)
+        ]
         cases = {item.context_key: (number, item.context) for number, item in enumerate(items) if item.context_key}
         order = {key: at for at, key in enumerate(cases)}
         self._case_item = [number for number, _ in cases.values()]

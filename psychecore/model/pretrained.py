@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import huggingface_hub
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
@@ -27,6 +26,7 @@ from psychecore.model.decoder import Decoder
 from psychecore.model.host_memory import keep_freed_memory
 from psychecore.model.shards import gather_tensor, local_rows
 from psychecore.model.weight_files import ShardWriter, open_tensors
+from psychecore.untrusted import local_or_hub
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
 
@@ -147,16 +147,7 @@ def save_model(
 
 def local_folder(source: str | os.PathLike[str]) -> Path:
     """The local folder of a source; a hub id ("Qwen/Qwen2.5-7B-Instruct") is downloaded to the hub cache."""
-    path = Path(source)
-    if path.is_dir():
-        return path
-    name = os.fspath(source)
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise FileNotFoundError(f"model folder {name!r} does not exist (a hub id would read 'owner/name')")
-    try:  # whoever may write to the repository may change it: its files are read as untrusted, and none is code
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_FILES), ignore_patterns=["*/*"]))  # nosec
-    except Exception as error:
-        raise FileNotFoundError(f"{name!r} is no local folder, and the hub did not give it: {error}") from error
+    return local_or_hub(source, "model", HUB_FILES)
 
 
 def hf_places(config: ModelConfig) -> dict[str, Place]:

@@ -21,7 +21,7 @@ import tokenizers
 
 from psychecore.text.chat import OPEN, ChatTemplate, Message, check_messages, opens_thinking, texts_in
 from psychecore.text.turns import taught_spans
-from psychecore.untrusted import MAX_JSON, read_json, within
+from psychecore.untrusted import MAX_JSON, local_or_hub, read_json, within
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 GENERATION = "generation_config.json"
@@ -195,19 +195,7 @@ def load_tokenizer(source: str | os.PathLike[str], thinking: bool | None = None)
     `thinking` is the switch of templates that have one (Qwen3's enable_thinking) in all that is rendered. Raises
     FileNotFoundError or ValueError, naming the file, for what is missing or damaged.
     """
-    path = Path(source)
-    if not path.is_dir():
-        name = os.fspath(source)
-        if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise FileNotFoundError(f"tokenizer folder {name!r} does not exist (a hub id would read 'owner/name')")
-        import huggingface_hub
-
-        # whoever may write to the repository may change it: its files are read as untrusted, and none is code
-        try:
-            path = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*FILES, GENERATION]))  # nosec
-        except Exception as error:
-            raise FileNotFoundError(f"{name!r} is no local folder, and the hub did not give it: {error}") from error
-    return Tokenizer(path, thinking)
+    return Tokenizer(local_or_hub(source, "tokenizer", [*FILES, GENERATION]), thinking)
 
 
 class _Disguise:

@@ -16,7 +16,7 @@ def taught_spans(
     puts before the words (an empty think block, or the tag with which it asks for one) is not trained.
     """
     spans: list[tuple[str, bool]] = []
-    place, faults = 0, [""]
+    place, faults = 0, list[str]()
     for number, message in enumerate(messages, 1):
         if message["role"] != "assistant":
             continue
@@ -55,7 +55,7 @@ def taught_spans(
                 )
         spans += [(text[place:start], False), (text[start : end.end()], trained)]
         place = end.end()
-    return [*spans, (text[place:], False)], "".join(faults[:2])
+    return [*spans, (text[place:], False)], next(iter(faults), "")
 
 
 def _dense(text: str) -> str:

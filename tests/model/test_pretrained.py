@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import forked
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 import psychecore as pc
-from psychecore.model import pretrained, weight_files
+from psychecore.model import weight_files
 from psychecore.model.config import ModelConfig
 from psychecore.model.weight_files import INDEX
 
@@ -183,7 +184,7 @@ def test_a_hub_id_asks_for_json_and_safetensors_only(folder: Path, monkeypatch: 
         asked[name] = list(filtered)
         return str(folder)
 
-    monkeypatch.setattr(pretrained.huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     pc.load_model("owner/name")
     assert asked == {"owner/name": ["model.safetensors", "config.json"]}
 
